@@ -1,0 +1,215 @@
+"""Backend, Session and Recording: what every target offers, and what comes back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import numpy as np
+
+from nmtool.compiler import Program
+from nmtool.errors import ConfigError, UnsupportedError
+from nmtool.fixedpoint import BoolArray, IntArray
+from nmtool.spikes import SpikeTrain
+
+Quantity = Literal["spikes", "current", "voltage"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+Probe: TypeAlias = Mapping[Quantity, tuple[str, ...]]
+"""What is recorded: for each quantity the names of the populations."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (steps done, steps in all) while something runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What a run gave back, by population. What was not probed is absent.
+
+    ``spikes`` are SpikeTrains; ``current`` and ``voltage`` are int arrays of shape
+    ([samples,] neurons, steps) in the chip's units, taken after the step. The voltage is the one
+    after the reset, so it is 0 where a neuron spiked.
+    """
+
+    spikes: Mapping[str, SpikeTrain]
+    current: Mapping[str, IntArray]
+    voltage: Mapping[str, IntArray]
+    backend: str
+    fingerprint: str
+    n_steps: int
+    wall_time: float
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """A program loaded on a target. A context manager that gives the target back at the end."""
+
+    program: Program
+
+    def run(
+        self,
+        spikes: SpikeTrain | Mapping[str, SpikeTrain],
+        n_steps: int | None = None,
+        probe: str | Probe | None = None,
+        progress: Progress | None = None,
+    ) -> Recording:
+        """Run samples, each from reset; their order never changes a result."""
+        ...
+
+    def stream(self, spikes: SpikeTrain | Mapping[str, SpikeTrain]) -> Recording:
+        """Run the next steps of one stream; the state is kept between calls."""
+        ...
+
+    def write_weights(self, projection: str, mantissa: IntArray) -> int:
+        """Write weights within the frozen format; returns how many of them changed."""
+        ...
+
+    def reset(self) -> None:
+        """Clear all states and the spikes in flight of the stream."""
+        ...
+
+    def close(self) -> None:
+        """Give the target back; safe to call twice."""
+        ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """A kind of target."""
+
+    name: str
+
+    def unsupported(self, program: Program) -> list[str]:
+        """What of the program the backend cannot do, each with its reason; empty: everything."""
+        ...
+
+    def open(self, program: Program) -> Session:
+        """Load a program.
+
+        Raises:
+            UnsupportedError: the program holds something that the backend cannot do.
+        """
+        ...
+
+
+def refuse_unsupported(backend: Backend, program: Program) -> None:
+    """Raise the reasons why a backend cannot run a program.
+
+    Raises:
+        UnsupportedError: one line a reason.
+    """
+    if reasons := backend.unsupported(program):
+        raise UnsupportedError("\n".join(f"{backend.name}: {reason}" for reason in reasons))
+
+
+def resolve_probe(program: Program, probe: str | Probe | None) -> dict[Quantity, tuple[str, ...]]:
+    """The populations to record, from ``"spikes,voltage:hidden"`` or a mapping.
+
+    A quantity without a population means all of them; ``None`` means the outputs' spikes.
+
+    Raises:
+        ConfigError: an unknown quantity or population.
+    """
+    if probe is None:
+        return {"spikes": program.network.outputs}
+    if not isinstance(probe, str):
+        return {quantity: _known(program, tuple(names)) for quantity, names in probe.items()}
+    result: dict[Quantity, tuple[str, ...]] = {}
+    for item in filter(None, (part.strip() for part in probe.split(","))):
+        word, _, name = item.partition(":")
+        quantity = next((q for q in QUANTITIES if q == word), None)
+        if quantity is None:
+            raise ConfigError(f"probe {item}: found {word!r}, allowed {', '.join(QUANTITIES)}")
+        names = (name,) if name else program.order
+        result[quantity] = tuple(dict.fromkeys((*result.get(quantity, ()), *names)))
+    return {quantity: _known(program, names) for quantity, names in result.items()}
+
+
+def _known(program: Program, names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if name not in program.network.populations:
+            allowed = ", ".join(program.order)
+            raise ConfigError(f"probe: found the population {name!r}, allowed {allowed}")
+    return tuple(names)
+
+
+@dataclass(frozen=True)
+class InputBatch:
+    """Input spikes as rasters of shape (samples, neurons, steps), one for every input."""
+
+    rasters: Mapping[str, BoolArray]
+    n_samples: int
+    n_steps: int
+    batched: bool
+
+
+def input_batch(
+    program: Program, spikes: SpikeTrain | Mapping[str, SpikeTrain], n_steps: int | None = None
+) -> InputBatch:
+    """Check input spikes against a program and cut or extend them to ``n_steps`` steps.
+
+    Raises:
+        ConfigError: a missing or unknown input, another number of neurons or of samples.
+    """
+    inputs = program.network.inputs
+    if isinstance(spikes, SpikeTrain):
+        if len(inputs) != 1:
+            raise ConfigError(f"input: found one spike train, allowed one for each of {[*inputs]}")
+        spikes = {next(iter(inputs)): spikes}
+    if set(spikes) != set(inputs):
+        raise ConfigError(f"input: found spikes for {[*spikes]}, allowed {[*inputs]}")
+    trains = list(spikes.values())
+    first = trains[0]
+    steps = first.n_steps if n_steps is None else n_steps
+    if steps < 1:
+        raise ConfigError(f"input: found {steps} steps, allowed 1 or more")
+    rasters: dict[str, BoolArray] = {}
+    for name, train in spikes.items():
+        if train.n_neurons != inputs[name].size:
+            raise ConfigError(
+                f"input {name}: found {train.n_neurons} neurons, allowed {inputs[name].size}"
+            )
+        if (train.n_samples, train.batched) != (first.n_samples, first.batched):
+            raise ConfigError(f"input {name}: found {train.n_samples} samples, "
+                              f"allowed {first.n_samples} as in the other inputs")  # fmt: skip
+        if train.step.size and train.step.max() >= steps:
+            raise ConfigError(
+                f"input {name}: found a spike at step {train.step.max()}, "
+                f"allowed 0 to {steps - 1}; run at least {train.step.max() + 1} steps"
+            )
+        raster = train.batch()
+        fit = np.zeros((*raster.shape[:2], steps), dtype=np.bool_)
+        width = min(steps, raster.shape[2])
+        fit[..., :width] = raster[..., :width]
+        rasters[name] = fit
+    return InputBatch(rasters, first.n_samples, steps, first.batched)
+
+
+def unbatch(array: Any, batched: bool) -> Any:
+    """Drop the sample axis again where the input had none."""
+    return array if batched else array[0]
+
+
+def changed_weights(program: Program, projection: str, mantissa: IntArray) -> tuple[Program, int]:
+    """A program with new weights of one projection, and how many weights changed.
+
+    Raises:
+        ConfigError: no such projection.
+        FitError: a weight that the frozen format cannot hold.
+    """
+    if projection not in program.network.projections:
+        allowed = ", ".join(program.network.projections)
+        raise ConfigError(f"write_weights: found {projection!r}, allowed {allowed}")
+    updated = program.with_weights({projection: np.asarray(mantissa)})
+    before = program.network.projections[projection].weight_mantissa
+    after = updated.network.projections[projection].weight_mantissa
+    return updated, int(np.count_nonzero(before != after))

@@ -1,0 +1,252 @@
+"""Chips and targets: what the hardware allows (ChipSpec) and where to run (HardwareConfig).
+
+Both are YAML files under ``hw_configs/``; every number of a chip names its source and standing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from nmtool import yamlio
+from nmtool.errors import ConfigError
+
+T = TypeVar("T")
+Standing = Literal["paper", "code", "measured", "inferred", "uncertain"]
+BackendName = Literal["reference", "emulator", "lava-sim", "lava-loihi"]
+SignMode = Literal["mixed", "excitatory", "inhibitory"]
+Duration = Annotated[float, BeforeValidator(yamlio.parse_duration)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """A frozen config section: unknown keys are errors, numbers are not made from strings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Fact(Strict, Generic[T]):
+    """A number of a chip, where it is from, and how sure it is."""
+
+    value: T
+    standing: Standing
+    source: str
+
+
+Range = Annotated[list[int], Field(min_length=2, max_length=2)]
+
+
+class ChipFile(Strict):
+    """The schema of ``hw_configs/chips/*.yaml``."""
+
+    schema_: Literal["nmtool.chip/v1"] = Field(alias="schema")
+    name: str
+    cores: Fact[int]
+    neurons_per_core: Fact[int]
+    synapse_bits_per_core: Fact[int]
+    input_axons_per_core: Fact[int]
+    output_axons_per_core: Fact[int]
+    profiles_per_core: Fact[int]
+    weight_bits: Fact[list[int]]
+    weight_exponent: Fact[Range]
+    delay_max: Fact[int]
+    decay_bits: Fact[Literal[12]]
+    state_bits: Fact[Literal[24]]
+    current_overflow: Fact[Literal["wrap"]]
+    voltage_overflow: Fact[Literal["saturate"]]
+    threshold_bits: Fact[int]
+    bias_mantissa: Fact[Range]
+    bias_exponent: Fact[Range]
+    event_energy: Fact[dict[str, float] | None]
+
+
+@dataclass(frozen=True)
+class ChipSpec:
+    """Limits and number formats of one chip. ``facts`` holds the source of every number.
+
+    Ranges are inclusive (low, high). Memory is in bits, energy in pJ per event (None: no public
+    figure). ``weight_exponent`` e scales a weight by 2^e.
+    """
+
+    name: str
+    cores: int
+    neurons_per_core: int
+    synapse_bits_per_core: int
+    input_axons_per_core: int
+    output_axons_per_core: int
+    profiles_per_core: int
+    weight_bits: tuple[int, ...]
+    weight_exponent: tuple[int, int]
+    delay_max: int
+    decay_bits: int
+    state_bits: int
+    current_overflow: str
+    voltage_overflow: str
+    threshold_bits: int
+    bias_mantissa: tuple[int, int]
+    bias_exponent: tuple[int, int]
+    event_energy: Mapping[str, float] | None
+    facts: Mapping[str, tuple[str, str]]
+
+    @property
+    def threshold_max(self) -> int:
+        """The largest threshold mantissa."""
+        return (1 << self.threshold_bits) - 1
+
+    @property
+    def decay_max(self) -> int:
+        """The largest value of a decay register."""
+        return (1 << self.decay_bits) - 1
+
+
+@dataclass(frozen=True)
+class SynapseFormat:
+    """How the weights of one projection are stored: mantissas of ``bits`` bits, times 2^exponent.
+
+    Weight mantissas lie on an 8-bit scale whatever ``bits`` is (Loihi, Lava): a mixed-sign
+    mantissa is a multiple of ``2^(9 - bits)`` in [-256, 256), a single-signed one a multiple of
+    ``2^(8 - bits)`` below 256. Source: nengo-loihi block.py, lava-nc utils/weightutils.py.
+    """
+
+    bits: int
+    exponent: int
+    sign_mode: SignMode
+
+    @property
+    def step(self) -> int:
+        """The distance between neighbouring mantissas."""
+        return 1 << ((9 if self.sign_mode == "mixed" else 8) - self.bits)
+
+    @property
+    def minimum(self) -> int:
+        """The smallest mantissa."""
+        return {"mixed": -256, "excitatory": 0, "inhibitory": self.step - 256}[self.sign_mode]
+
+    @property
+    def maximum(self) -> int:
+        """The largest mantissa."""
+        return 0 if self.sign_mode == "inhibitory" else 256 - self.step
+
+    def __str__(self) -> str:
+        return f"{self.bits} bit {self.sign_mode}, 2^{self.exponent}"
+
+
+class Faults(Strict):
+    """Invented defects of a simulator, all drawn from ``seed``.
+
+    ``dead_neurons`` never spike and ``stuck_neurons`` spike at every step: fractions of each
+    population, rounded to whole neurons, drawn without replacement. ``weight_bit_flips``: the
+    fraction of stored weight bits that read back inverted, whatever is written. ``spike_loss``: the
+    probability that a spike of an input or a neuron reaches neither its targets nor the probe; it
+    is drawn anew in every run, and ``first_run`` says where that sequence begins.
+    """
+
+    seed: int = 0
+    dead_neurons: Fraction = 0.0
+    stuck_neurons: Fraction = 0.0
+    weight_bit_flips: Fraction = 0.0
+    spike_loss: Fraction = 0.0
+    first_run: Annotated[int, Field(ge=0)] = 0
+
+
+class Probes(Strict):
+    """Which populations' spikes are recorded: outputs, all, or a list of names."""
+
+    spikes: Literal["outputs", "all"] | list[str] = "outputs"
+
+
+class Timeouts(Strict):
+    """How long loading and one run may take, in seconds (durations with a unit in the file)."""
+
+    load: Duration = 120.0
+    run: Duration = 60.0
+
+
+class HardwareConfig(Strict):
+    """One target: the chip, the backend that stands for it, faults, probes and timeouts."""
+
+    schema_: Literal["nmtool.hardware/v1"] = Field(alias="schema")
+    name: str
+    chip: str
+    backend: BackendName
+    weight_bits: Annotated[int, Field(ge=1, le=8)] | None = None
+    faults: Faults | None = None
+    probes: Probes = Probes()
+    timeouts: Timeouts = Timeouts()
+
+    def with_faults(self, **changes: Any) -> HardwareConfig:
+        """The same target with other faults; without arguments the same without faults."""
+        faults = self.faults.model_copy(update=changes) if self.faults and changes else None
+        return self.model_copy(update={"faults": faults})
+
+
+def config_folder() -> Path:
+    """The shipped ``hw_configs``: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).parent
+    inside = here / "hw_configs"
+    return inside if inside.is_dir() else here.parent / "hw_configs"
+
+
+def shipped(kind: Literal["targets", "chips"]) -> dict[str, Path]:
+    """Names and files of the shipped targets or chips."""
+    folder = config_folder() / ("chips" if kind == "chips" else "")
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_chip(name: str, relative_to: Path | None = None) -> ChipSpec:
+    """A ChipSpec by the name of a shipped chip, or by the path of a YAML file.
+
+    Raises:
+        ConfigError: unknown name, or a file that is missing or wrong.
+    """
+    file = yamlio.load(_find(name, "chips", relative_to), ChipFile)
+    facts = {key: getattr(file, key) for key in ChipFile.model_fields if key not in _HEADER}
+    values = {key: _plain(fact.value) for key, fact in facts.items()}
+    origin = {key: (fact.standing, fact.source) for key, fact in facts.items()}
+    return ChipSpec(name=file.name, facts=origin, **values)
+
+
+_HEADER = ("schema_", "name")
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def load_hardware(name: str, overrides: Sequence[str] = ()) -> HardwareConfig:
+    """A target by the name of a shipped one, or by the path of a YAML file.
+
+    The chip it names is looked up at once, so that a wrong name shows before anything runs.
+
+    Raises:
+        ConfigError: unknown name, or a file that is missing or wrong.
+    """
+    path = _find(name, "targets", None)
+    config = yamlio.load(path, HardwareConfig, overrides)
+    if _is_path(config.chip) and not Path(config.chip).is_absolute():
+        config = config.model_copy(update={"chip": str(path.parent / config.chip)})
+    load_chip(config.chip)
+    return config
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) or "/" in name
+
+
+def _find(name: str, kind: Literal["targets", "chips"], relative_to: Path | None) -> Path:
+    if _is_path(name):
+        return (relative_to or Path()) / name
+    known = shipped(kind)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        what = "chip" if kind == "chips" else "target"
+        raise ConfigError(
+            f"{what} {name}: unknown, allowed {', '.join(known)}, or the path of a .yaml file{hint}"
+        )
+    return known[name]

@@ -1,0 +1,100 @@
+"""Program: a QuantizedNetwork made ready for a chip, and what a run of it needs to know."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nmtool.fixedpoint import IntArray
+from nmtool.network import data_flow
+from nmtool.quantization import QuantizedNetwork, StateBound
+
+FINGERPRINT_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class ResetSchedule:
+    """How samples are kept apart in one long run.
+
+    Every ``n_steps`` steps of a sample are followed by ``hold`` steps in which the reset is held:
+    spikes in flight drain, and all u and v stay 0.
+    """
+
+    n_steps: int
+    hold: int
+
+    @property
+    def period(self) -> int:
+        """Steps from the start of one sample to the start of the next."""
+        return self.n_steps + self.hold
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What is loaded onto a target.
+
+    ``placement`` (population -> slices on cores) is empty until a network is partitioned.
+    ``latency`` is the number of steps from an input spike to the first output spike it can cause.
+    ``bounds`` are the worst-case states within one sample. The fingerprint covers everything that
+    decides a spike, so two programs with one fingerprint give the same spikes.
+    """
+
+    network: QuantizedNetwork
+    chip: str
+    reset: ResetSchedule
+    latency: int
+    bounds: tuple[StateBound, ...] = ()
+    placement: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """The populations in data-flow order."""
+        net = self.network
+        return tuple(data_flow(net.inputs, net.populations, net.projections))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of a SHA-256 over all integers of the program."""
+        digest = hashlib.sha256()
+        for item in _content(self):
+            if isinstance(item, np.ndarray):
+                digest.update(np.ascontiguousarray(item, dtype="<i8").tobytes())
+            else:
+                digest.update(json.dumps(item, sort_keys=True).encode() + b"\0")
+        return digest.hexdigest()[:FINGERPRINT_LENGTH]
+
+    def with_weights(self, mantissas: Mapping[str, IntArray]) -> Program:
+        """The same program with other weights in the same synapse formats.
+
+        Raises:
+            FitError: a mantissa that the frozen format of its projection cannot hold.
+        """
+        projections = {
+            name: projection.with_mantissa(mantissas[name]) if name in mantissas else projection
+            for name, projection in self.network.projections.items()
+        }
+        return replace(self, network=replace(self.network, projections=projections))
+
+
+def _content(program: Program) -> list[Any]:
+    net = program.network
+    content: list[Any] = ["nmtool.program/v1", program.chip, list(net.outputs)]
+    content.append([program.reset.n_steps, program.reset.hold])
+    for name, source in sorted(net.inputs.items()):
+        content.append([name, list(source.shape)])
+    for name, p in sorted(net.populations.items()):
+        registers = [p.decay_u, p.decay_v, p.threshold, p.bias_exponent, p.axonal_delay]
+        content += [[name, list(p.shape), registers], p.bias_mantissa]
+    for name, j in sorted(net.projections.items()):
+        format = [j.format.bits, j.format.exponent, j.format.sign_mode]
+        content += [[name, j.source, j.target, format], j.weight_mantissa, np.asarray(j.delay)]
+    for section in (net.data, net.readout):
+        content.append(section.model_dump(mode="json") if section else None)
+    return content

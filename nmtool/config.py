@@ -1,0 +1,239 @@
+"""Experiment files: what to train, on what data, and what must hold.
+
+The schema of ``nmtool.experiment/v1``. Sections that a deployed program needs (data, encoding,
+readout, checks) are kept with the network and the program under the same types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nmtool import yamlio
+from nmtool.chip import BackendName, Fraction, Strict
+from nmtool.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+Steps = Annotated[int, Field(ge=1, le=100_000)]
+MaxRate = Annotated[float, Field(gt=0, le=1)]
+
+
+class RateEncoding(Strict):
+    """Evenly spaced spikes: ``max_rate`` spikes per step for the number 1."""
+
+    kind: Literal["rate"]
+    steps: Steps
+    max_rate: MaxRate = 1.0
+
+
+class RandomEncoding(Strict):
+    """A seeded draw at every step, with probability ``max_rate`` for the number 1."""
+
+    kind: Literal["random"]
+    steps: Steps
+    max_rate: MaxRate = 1.0
+    seed: Seed = 0
+
+
+class LatencyEncoding(Strict):
+    """One spike, the earlier the larger the number; none for 0."""
+
+    kind: Literal["latency"]
+    steps: Steps
+
+
+Encoding = Annotated[
+    RateEncoding | RandomEncoding | LatencyEncoding, Field(discriminator="kind")
+]
+"""How a number in [0, 1] becomes spikes over ``steps`` steps."""
+
+
+class Data(Strict):
+    """A data set, its seeded and stratified split, and its encoding."""
+
+    name: Literal["digits"]
+    encoding: Encoding
+    test: Positive = 360
+    validation: Positive = 180
+    split_seed: Seed = 0
+
+
+class NeuronConfig(Strict):
+    """CUBA LIF neurons in SLAYER's scale: threshold, and the fraction lost per step."""
+
+    kind: Literal["cuba"]
+    threshold: Rate
+    current_decay: Annotated[float, Field(ge=0, le=1)]
+    voltage_decay: Annotated[float, Field(ge=0, le=1)]
+
+
+class LayerConfig(Strict):
+    """One dense layer: its number of neurons, name, and the delay of its synapses in steps.
+
+    ``bias`` is one real number for all neurons of the layer; ``neuron`` replaces the network's.
+    """
+
+    dense: Positive
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
+    delay: Annotated[int, Field(ge=0)] = 0
+    bias: float | None = None
+    neuron: NeuronConfig | None = None
+
+
+class Readout(Strict):
+    """How output spikes become a class: the sum of the spike counts of its neurons, then argmax.
+
+    Class c has the output neurons ``c * neurons_per_class`` and the following; a tie goes to the
+    lower class.
+    """
+
+    kind: Literal["count"] = "count"
+    neurons_per_class: Positive = 1
+
+
+class NetworkConfig(Strict):
+    """The layers of a network, or ``entry``, a Python function that makes the network."""
+
+    neuron: NeuronConfig | None = None
+    layers: Annotated[list[LayerConfig], Field(min_length=1)] | None = None
+    entry: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    readout: Readout = Readout()
+    init_gain: Rate = 1.0
+
+    @model_validator(mode="after")
+    def _one_form(self) -> NetworkConfig:
+        if (self.layers is None) == (self.entry is None):
+            raise ValueError("either layers or entry, one of them")
+        if self.layers is None:
+            return self
+        names = [layer.name for layer in self.layers]
+        if len({*names, "input"}) != len(names) + 1:
+            raise ValueError(f"layer names that differ and are not input; found {names}")
+        if self.neuron is None and any(layer.neuron is None for layer in self.layers):
+            raise ValueError("a neuron for the network, or one for each of its layers")
+        return self
+
+
+class Surrogate(Strict):
+    """SLAYER's surrogate derivative; see lava-dl: tau_grad its width, scale_grad its height."""
+
+    kind: Literal["slayer"] = "slayer"
+    tau_grad: Rate = 0.03
+    scale_grad: Rate = 3.0
+
+
+class Optimizer(Strict):
+    """Adam with a learning rate; ``schedule: cosine`` lets it fall to zero over the epochs."""
+
+    name: Literal["adam"] = "adam"
+    lr: Rate
+    schedule: Literal["constant", "cosine"] = "constant"
+
+
+class CountCrossEntropy(Strict):
+    """Cross-entropy of the class counts, ``softmax(scale * counts)``."""
+
+    kind: Literal["count_cross_entropy"]
+    scale: Rate = 0.5
+
+
+class SpikeRate(Strict):
+    """SLAYER's spike rate loss: squared distance of each neuron's rate to its target rate."""
+
+    kind: Literal["spike_rate"]
+    true_rate: Fraction = 0.2
+    false_rate: Fraction = 0.03
+
+
+class Train(Strict):
+    """How to train: epochs, batch, optimizer, loss, bits of the weights in the forward pass."""
+
+    epochs: Positive
+    batch: Positive
+    optimizer: Optimizer
+    loss: Annotated[CountCrossEntropy | SpikeRate, Field(discriminator="kind")]
+    weight_bits: Literal[1, 2, 3, 4, 5, 6, 8] = 8
+    jitter: Annotated[int, Field(ge=0, le=3)] = 0
+
+
+Control = Literal["transfer", "simulation", "readout"]
+
+
+class Finetune(Strict):
+    """How to learn from measured spikes. A round is one pass over ``samples``.
+
+    The last layer learns alone for ``readout_rounds``, then every layer does, hidden ones at
+    ``hidden_lr``. ``seeds`` fault seeds are run, counting up from the target's.
+    """
+
+    rule: Literal["dcll"] = "dcll"
+    rounds: Positive = 8
+    readout_rounds: Annotated[int, Field(ge=0)] = 3
+    batch: Positive = 32
+    lr: Rate = 1e-2
+    hidden_lr: Rate = 2e-3
+    samples: Literal["train"] = "train"
+    controls: list[Control] = ["transfer", "simulation", "readout"]
+    seeds: Positive = 1
+
+
+class Check(Strict):
+    """A number that must hold: ``min`` and ``max`` of a metric on the backends named."""
+
+    metric: Literal["accuracy"]
+    min: float | None = None
+    max: float | None = None
+    on: list[BackendName]
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Check:
+        if self.min is None and self.max is None:
+            raise ValueError("a min, a max, or both")
+        return self
+
+
+class Experiment(Strict):
+    """The schema of an experiment file."""
+
+    schema_: Literal["nmtool.experiment/v1"] = Field(alias="schema")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    seed: Seed = 0
+    data: Data
+    network: NetworkConfig
+    surrogate: Surrogate = Surrogate()
+    train: Train
+    finetune: Finetune = Finetune()
+    checks: list[Check] = []
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file; ``overrides`` are ``key.path=value`` strings.
+
+    Raises:
+        ConfigError: missing or wrong, every problem with file:line:column.
+    """
+    return yamlio.load(path, Experiment, overrides)
+
+
+def resolved_json(config: Strict) -> str:
+    """A config with every default written out, as JSON."""
+    return config.model_dump_json(by_alias=True, indent=2)
+
+
+def experiment_from_json(text: str, path: str) -> Experiment:
+    """The experiment that ``resolved_json`` wrote.
+
+    Raises:
+        ConfigError: not such a file.
+    """
+    try:
+        return Experiment.model_validate_json(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a resolved experiment: {error}") from None

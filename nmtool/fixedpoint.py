@@ -1,0 +1,98 @@
+"""The chip's integer arithmetic. Nothing else in nmtool rounds, wraps, saturates or decays.
+
+State is held in ``int64`` arrays, wide enough that no intermediate result can overflow; the
+functions fold results into the chip's registers. Sources: Davies et al., IEEE Micro 38(1), 2018;
+the fixed-point LIF model of lava-nc 0.10.0 (``lava.proc.lif.models``), which nmtool equals bit for
+bit; nengo-loihi's ``discretize.py`` for the register widths.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+DECAY_BITS = 12
+DECAY_ONE = 1 << DECAY_BITS
+"""A decay of 1: the state forgets everything in one step."""
+
+ALIGN_BITS = 6
+"""Synaptic input and thresholds are shifted left by 6 bits to align with u and v."""
+
+STATE_BITS = 24
+STATE_LIMIT = 1 << (STATE_BITS - 1)
+"""u lies in (-2^23, 2^23], v in [-(2^23 - 1), 2^23 - 1]."""
+
+CURRENT_DECAY_OFFSET = 1
+"""The chip decays the current by ``decay_u + 1``, the voltage by ``decay_v`` (no offset)."""
+
+
+def round_nearest(x: npt.ArrayLike) -> IntArray:
+    """Round to the nearest integer, halves to even (IEEE 754, as numpy and torch do)."""
+    return np.rint(np.asarray(x, dtype=np.float64)).astype(np.int64)
+
+
+def decay(x: npt.ArrayLike, factor: int) -> IntArray:
+    r"""Decay towards zero: ``sign(x) * ((|x| * (4096 - factor)) >> 12)``.
+
+    ``factor`` is the decay that is applied, 0 to 4096 (0 keeps everything, 4096 clears).
+    """
+    if not 0 <= factor <= DECAY_ONE:
+        raise ValueError(f"decay: found factor {factor}, allowed 0 to {DECAY_ONE}")
+    x = np.asarray(x, dtype=np.int64)
+    return np.sign(x) * ((np.abs(x) * (DECAY_ONE - factor)) >> DECAY_BITS)
+
+
+def wrap(x: npt.ArrayLike) -> IntArray:
+    """Fold into (-2^23, 2^23] modulo 2^24, the overflow rule of the synaptic current."""
+    x = np.asarray(x, dtype=np.int64)
+    return STATE_LIMIT - ((STATE_LIMIT - x) & ((1 << STATE_BITS) - 1))
+
+
+def saturate(x: npt.ArrayLike) -> IntArray:
+    """Clip to +-(2^23 - 1), the overflow rule of the voltage."""
+    return np.clip(np.asarray(x, dtype=np.int64), 1 - STATE_LIMIT, STATE_LIMIT - 1)
+
+
+def shift(x: npt.ArrayLike, exponent: int) -> IntArray:
+    """Multiply by ``2**exponent``; a negative exponent shifts right and rounds down (floor)."""
+    x = np.asarray(x, dtype=np.int64)
+    return x << exponent if exponent >= 0 else x >> -exponent
+
+
+def exact_shift(x: npt.ArrayLike, exponent: int) -> bool:
+    """Whether ``shift(x, exponent)`` drops no bit of any element."""
+    if exponent >= 0:
+        return True
+    mask = (1 << -exponent) - 1
+    return not np.any(np.asarray(x, dtype=np.int64) & mask)
+
+
+def truncate(mantissa: npt.ArrayLike, step: int) -> IntArray:
+    """Drop the bits below ``step`` (a power of two), rounding down: what a synapse stores."""
+    return np.asarray(mantissa, dtype=np.int64) & -step
+
+
+def scaled(mantissa: npt.ArrayLike) -> IntArray:
+    """A threshold mantissa or a synaptic sum in the units of u and v: ``mantissa << 6``."""
+    return np.asarray(mantissa, dtype=np.int64) << ALIGN_BITS
+
+
+def current_step(u: IntArray, synaptic_input: IntArray, decay_u: int) -> IntArray:
+    """``u <- wrap(decay(u, decay_u + 1) + (input << 6))``."""
+    return wrap(decay(u, decay_u + CURRENT_DECAY_OFFSET) + scaled(synaptic_input))
+
+
+def voltage_step(v: IntArray, u: IntArray, bias: IntArray, decay_v: int) -> IntArray:
+    """``v <- saturate(decay(v, decay_v) + u + bias)``, before threshold and reset."""
+    return saturate(decay(v, decay_v) + u + bias)
+
+
+def fires(v: IntArray, threshold: int) -> BoolArray:
+    """A neuron spikes when its voltage is strictly above ``threshold << 6``."""
+    return np.asarray(v > (threshold << ALIGN_BITS))

@@ -1,0 +1,163 @@
+"""HDF5 containers: one JSON header and named arrays, checksummed, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from nmtool.errors import ArtifactError, UsageError, WriteError
+
+Array = npt.NDArray[Any]
+MAX_BYTES = 4 << 30
+"""More than this is refused before anything is allocated."""
+
+_ALLOWED_KINDS = "biuf"
+
+
+@dataclass(frozen=True, eq=False)
+class Container:
+    """What a file holds: its schema (``nmtool.<kind>/v1``), a JSON header, arrays by name."""
+
+    schema: str
+    header: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place when the block ends without error.
+
+    Raises:
+        WriteError: the folder is missing or not writable, the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        reason = error.strerror or str(error).splitlines()[0]
+        raise WriteError(f"{path}: cannot be written ({reason}); nothing was changed") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def refuse_overwrite(path: Path, force: bool) -> None:
+    """Refuse to write over a file that exists.
+
+    Raises:
+        UsageError: it exists and ``force`` is not given.
+    """
+    if path.exists() and not force:
+        raise UsageError(f"{path}: exists already; use --force to replace it")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_container(path: Path, container: Container) -> None:
+    """Write a container; arrays of more than 64 elements are compressed without loss."""
+    header = json.dumps(container.header, sort_keys=True)
+    with writing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["schema"] = container.schema
+        file.attrs["sha256"] = _digest(container.schema, header, container.arrays)
+        file.create_dataset("header", data=np.frombuffer(header.encode(), dtype=np.uint8))
+        for name, array in container.arrays.items():
+            options = {"compression": "gzip", "shuffle": True} if array.size > 64 else {}
+            file.create_dataset(f"arrays/{name}", data=_stored(array), track_times=False, **options)
+
+
+def read_container(path: Path) -> Container:
+    """Read and verify a container.
+
+    Raises:
+        ArtifactError: missing, not such a file, too large, or damaged.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file")
+    try:
+        with h5py.File(path, "r") as file:
+            schema, digest = file.attrs.get("schema"), file.attrs.get("sha256")
+            if not isinstance(schema, str) or not schema.startswith("nmtool."):
+                raise ArtifactError(f"{path}: an HDF5 file, but not one of nmtool's")
+            names, total = _sizes(file)
+            if total > MAX_BYTES:
+                raise ArtifactError(f"{path}: found {total} bytes of arrays, allowed {MAX_BYTES}")
+            header = bytes(np.asarray(file["header"])).decode()
+            arrays = {name: np.asarray(file[f"arrays/{name}"]) for name in names}
+            arrays = {name: a.astype(np.bool_) if file[f"arrays/{name}"].dtype == np.bool_ else a
+                      for name, a in arrays.items()}  # fmt: skip
+    except ArtifactError:
+        raise
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtifactError(f"{path}: damaged, or not an HDF5 file ({reason})") from None
+    if digest != _digest(schema, header, arrays):
+        raise ArtifactError(f"{path}: damaged: its checksum does not match its content")
+    return Container(schema, json.loads(header), arrays)
+
+
+def _sizes(file: h5py.File) -> tuple[list[str], int]:
+    names: list[str] = []
+    total = int(file["header"].nbytes)
+
+    def visit(name: str, node: object) -> None:
+        nonlocal total
+        if isinstance(node, h5py.Dataset):
+            if node.dtype.kind not in _ALLOWED_KINDS:
+                raise ValueError(f"array {name} has the type {node.dtype}")
+            names.append(name)
+            total += int(node.nbytes)
+
+    if "arrays" in file:
+        file["arrays"].visititems(visit)
+    return names, total
+
+
+def _stored(array: Array) -> Array:
+    if array.dtype.kind not in _ALLOWED_KINDS:
+        raise TypeError(f"arrays of type {array.dtype} are not stored")
+    return array
+
+
+def _digest(schema: str, header: str, arrays: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256(f"{schema}\0{header}\0".encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        little = array.astype(array.dtype.newbyteorder("<"))
+        digest.update(f"{name}\0{little.dtype.str}\0{array.shape}\0".encode())
+        digest.update(little.tobytes())
+    return digest.hexdigest()
+
+
+Writer = Callable[[Any], Container]

@@ -1,0 +1,17 @@
+"""What a recording says: classes and accuracy, activity, agreement with another recording."""
+
+from nmtool.measure.accuracy import class_counts, measure, predict
+from nmtool.measure.agreement import Agreement, Difference, PopulationAgreement, compare
+from nmtool.measure.quantity import Measurement, Quantity
+
+__all__ = [
+    "Agreement",
+    "Difference",
+    "Measurement",
+    "PopulationAgreement",
+    "Quantity",
+    "class_counts",
+    "compare",
+    "measure",
+    "predict",
+]

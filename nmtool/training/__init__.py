@@ -1,0 +1,1 @@
+"""Training with SLAYER surrogate gradients. torch and lava-dl are imported when they are needed."""

@@ -1,0 +1,234 @@
+"""Networks as lava-dl SLAYER blocks whose forward pass is the chip's integer arithmetic.
+
+Weights are rounded to the chip's synapse format in every forward pass (straight through in the
+backward pass), neurons run with the decays and thresholds that the registers will hold, and a
+spike takes one step plus its delay. So the trained spikes are the deployed spikes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from nmtool.backends.base import Recording
+from nmtool.backends.lava.compat import prepare_slayer
+from nmtool.chip import ChipSpec
+from nmtool.config import Surrogate
+from nmtool.errors import FitError, UnsupportedError
+from nmtool.fixedpoint import STATE_LIMIT
+from nmtool.network import Network, Projection
+from nmtool.quantization import (
+    STATE_SCALE,
+    choose_format,
+    dequantize_weights,
+    quantize,
+    quantize_neuron,
+    quantize_weights,
+    quantized_neuron_value,
+)
+from nmtool.spikes import SpikeTrain
+
+
+class _RoundBias(torch.nn.Module):
+    """Adds the population's bias to the current that the voltage sees."""
+
+    def __init__(self, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("bias", bias.reshape(1, -1, 1))
+
+    def forward(self, current: torch.Tensor) -> torch.Tensor:
+        return current + self.bias.reshape(1, -1, *[1] * (current.ndim - 2))
+
+
+class SlayerNetwork(torch.nn.Module):
+    """A Network as one CUBA block a population, in data-flow order.
+
+    Args:
+        network: every population is fed by one projection from an input or an earlier population.
+        chip: its formats are those that the forward pass rounds to.
+        surrogate: SLAYER's surrogate derivative.
+
+    Raises:
+        UnsupportedError: recurrent or converging projections, or a delay for each synapse.
+        FitError: a parameter that the chip cannot hold.
+        DependencyError: lava-dl or torch is missing.
+    """
+
+    def __init__(self, network: Network, chip: ChipSpec, surrogate: Surrogate) -> None:
+        super().__init__()
+        prepare_slayer()
+        from lava.lib.dl import slayer
+
+        self._shift: Callable[[torch.Tensor, int], torch.Tensor] = slayer.axon.delay
+        self._chip = chip
+        self.network = network
+        self.feed = _chain(network)
+        quantized = quantize(network, chip)
+        self.blocks = torch.nn.ModuleDict()
+        for name, projection_name in self.feed.items():
+            population = network.populations[name]
+            neuron = quantized_neuron_value(*quantize_neuron(name, population.neuron, chip))
+            weight = network.projections[projection_name].weight
+            block = slayer.block.cuba.Dense(
+                {
+                    "threshold": neuron.threshold,
+                    "current_decay": neuron.current_decay,
+                    "voltage_decay": neuron.voltage_decay,
+                    "tau_grad": surrogate.tau_grad,
+                    "scale_grad": surrogate.scale_grad,
+                },
+                weight.shape[1],
+                weight.shape[0],
+                pre_hook_fx=partial(self._round, projection_name),
+                delay_shift=False,
+            )
+            block.synapse.pre_hook_fx = partial(self._round, projection_name)
+            if population.bias is not None:
+                bias = quantized.populations[name].bias / STATE_SCALE
+                block.neuron.norm = _RoundBias(torch.tensor(bias, dtype=torch.float32))
+            self.blocks[name] = block
+        self.load({name: p.weight for name, p in network.projections.items()})
+
+    def _round(self, projection: str, weight: torch.Tensor) -> torch.Tensor:
+        """Real weights rounded to the chip's format, with the gradient of the identity."""
+        real = weight.detach().numpy().reshape(weight.shape[:2])
+        format = choose_format(projection, real, self.network.weight_bits, self._chip)
+        rounded = dequantize_weights(quantize_weights(real, format), format).astype(np.float32)
+        return weight + (torch.from_numpy(rounded).reshape(weight.shape) - weight).detach()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Spikes of every population, shape (samples, neurons, steps), from input spikes."""
+        return {name: states[0] for name, states in self.states(x).items()}
+
+    def states(
+        self, x: torch.Tensor
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(spikes, current, voltage before the reset) of every population, step by step."""
+        sent = dict.fromkeys(self.network.inputs, x)
+        result: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        for name, projection_name in self.feed.items():
+            projection = self.network.projections[projection_name]
+            block = self.blocks[name]
+            source = self.network.populations.get(projection.source)
+            delay = 1 + int(projection.delay) + (source.axonal_delay if source else 0)
+            arriving = self._shift(sent[projection.source], delay)
+            current, voltage = block.neuron.dynamics(block.synapse(arriving))
+            sent[name] = block.neuron.spike(voltage)
+            result[name] = (sent[name], current, voltage)
+        return result
+
+    def load(self, weights: dict[str, Any]) -> None:
+        """Take over real weights by projection, shape (target, source)."""
+        with torch.no_grad():
+            for name, projection in self.feed.items():
+                parameter = self.blocks[name].synapse.weight
+                value = torch.as_tensor(np.asarray(weights[projection], dtype=np.float32))
+                parameter.copy_(value.reshape(parameter.shape))
+
+    def weights(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+        """The real weights by projection, shape (target, source), before rounding."""
+        return {
+            projection: self.blocks[name].synapse.weight.detach().numpy()
+            .reshape(self.network.projections[projection].weight.shape).copy()
+            for name, projection in self.feed.items()
+        }  # fmt: skip
+
+
+def _chain(network: Network) -> dict[str, str]:
+    """The projection that feeds each population, in data-flow order."""
+    feed: dict[str, str] = {}
+    for name, projection in network.projections.items():
+        if projection.target in feed:
+            raise UnsupportedError(
+                f"projection {name}: found a second projection into {projection.target}, SLAYER "
+                "training allows one for each population"
+            )
+        if np.ndim(projection.delay):
+            raise UnsupportedError(
+                f"projection {name}: found a delay for each synapse, SLAYER training allows one "
+                "for the projection"
+            )
+        feed[projection.target] = name
+    if len(network.inputs) != 1:
+        raise UnsupportedError(
+            f"network: found {len(network.inputs)} inputs, SLAYER training allows 1"
+        )
+    return _ordered(network, feed)
+
+
+def _ordered(network: Network, feed: dict[str, str]) -> dict[str, str]:
+    reached, ordered = set(network.inputs), dict[str, str]()
+    while len(ordered) < len(feed):
+        ready = [
+            target for target, projection in feed.items()
+            if target not in ordered and network.projections[projection].source in reached
+        ]  # fmt: skip
+        if not ready:
+            raise UnsupportedError(
+                f"network: found a loop among {sorted(set(feed) - set(ordered))}, SLAYER training "
+                "allows feed-forward networks"
+            )
+        ordered.update({target: feed[target] for target in ready})
+        reached.update(ready)
+    return ordered
+
+
+def with_weights(network: Network, weights: dict[str, Any]) -> Network:
+    """The same network with other real weights by projection."""
+    from dataclasses import replace
+
+    projections: dict[str, Projection] = {
+        name: p.with_weight(weights[name]) for name, p in network.projections.items()
+    }
+    return replace(network, projections=projections)
+
+
+def record(network: Network, chip: ChipSpec, spikes: SpikeTrain, chunk: int = 128) -> Recording:
+    """The trainer's integer forward pass as a Recording: spikes, u and v of every population.
+
+    Raises:
+        FitError: a state left the chip's 24 bits, where SLAYER (which has no such register) and
+            the chip part.
+    """
+    model = SlayerNetwork(network, chip, Surrogate()).eval()
+    raster = torch.from_numpy(spikes.batch().astype(np.float32))
+    parts: dict[str, list[list[np.ndarray[Any, Any]]]] = {n: [[], [], []] for n in model.feed}
+    with torch.no_grad():
+        for start in range(0, len(raster), chunk):
+            for name, (fired, current, voltage) in model.states(raster[start : start + chunk]).items():
+                _check_range(name, current, voltage)
+                bias = network.populations[name].bias is not None
+                added = model.blocks[name].neuron.norm.bias.reshape(1, -1, 1) if bias else 0.0
+                after = torch.where(fired > 0, torch.zeros_like(voltage), voltage)
+                for part, value in zip(parts[name], (fired > 0, current - added, after), strict=True):
+                    part.append(value.numpy())
+    stacked = {n: [np.concatenate(part) for part in three] for n, three in parts.items()}
+    scale = float(STATE_SCALE)
+    axis = slice(None) if spikes.batched else 0
+    return Recording(
+        {n: SpikeTrain.from_raster(three[0][axis]) for n, three in stacked.items()},
+        {n: (three[1][axis].astype(np.float64) * scale).astype(np.int64)
+         for n, three in stacked.items()},
+        {n: (three[2][axis].astype(np.float64) * scale).astype(np.int64)
+         for n, three in stacked.items()},
+        "trainer",
+        "",
+        spikes.n_steps,
+        0.0,
+    )  # fmt: skip
+
+
+def _check_range(name: str, current: torch.Tensor, voltage: torch.Tensor) -> None:
+    limit = STATE_LIMIT / STATE_SCALE
+    for what, state in (("current", current), ("voltage", voltage)):
+        reached = float(state.abs().max()) if state.numel() else 0.0
+        if reached >= limit:
+            raise FitError(
+                f"{name}.{what}: the trainer's forward reached {reached * STATE_SCALE:.0f}, "
+                f"allowed below {STATE_LIMIT}: the chip's 24 bits overflow where SLAYER's numbers "
+                "do not; train with smaller weights or a faster decay"
+            )

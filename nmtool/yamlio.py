@@ -1,0 +1,276 @@
+"""YAML with line numbers: every error names file:line:column, what was found and what is allowed.
+
+Files are YAML 1.2 (``1e-3`` is a number). Duplicate keys, tags and anchors are errors: a config
+says each thing once, and a file from somebody else can neither run code nor expand without end.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from nmtool.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+Model = TypeVar("Model", bound=BaseModel)
+Path_ = tuple[str | int, ...]
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*")
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: object) -> float:
+    """Seconds of a duration with a unit: ``"500ms"``, ``"60s"``, ``"2m"``, ``"1h"``.
+
+    Raises:
+        ValueError: no unit, or not a duration.
+    """
+    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError("a duration with its unit, such as 500ms, 60s, 2m or 1h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+@dataclass
+class Document:
+    """A YAML file as plain values, with the position of every key and value."""
+
+    path: str
+    data: Any = None
+    marks: dict[Path_, tuple[int, int]] = field(default_factory=dict)
+    problems: list[tuple[tuple[int, int], str]] = field(default_factory=list)
+
+    def where(self, location: Sequence[str | int]) -> tuple[int, int]:
+        """Line and column (from 1) of the deepest part of ``location`` that is in the file."""
+        for end in range(len(location), -1, -1):
+            if tuple(location[:end]) in self.marks:
+                return self.marks[tuple(location[:end])]
+        return (1, 1)
+
+    def fail(self) -> None:
+        """Raise all problems at once, in the order of the file."""
+        if self.problems:
+            lines = [f"{self.path}:{r}:{c}: {text}" for (r, c), text in sorted(self.problems)]
+            raise ConfigError("\n".join(lines))
+
+
+def read_text(path: Path) -> str:
+    """The text of a config file.
+
+    Raises:
+        ConfigError: no such file, not readable, not UTF-8, or larger than 1 MB.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{path}: found {size} bytes, allowed {MAX_BYTES}")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: found bytes that are not UTF-8 ({error.reason})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def parse(text: str, path: str) -> Document:
+    """Parse YAML text into a Document; problems of form are raised as one ConfigError."""
+    document = Document(path)
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        node = yaml.compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        problem = error.problem or error.context or "not YAML"
+        document.problems.append((at, f"not valid YAML: {problem}"))
+        document.fail()
+    except (YAMLError, ValueError, RecursionError) as error:
+        document.problems.append(((1, 1), f"not valid YAML: {str(error).splitlines()[0]}"))
+        document.fail()
+    if node is None:
+        document.problems.append(((1, 1), "found an empty file, allowed a mapping"))
+        document.fail()
+    document.data = _convert(node, (), document, yaml, set())
+    document.fail()
+    return document
+
+
+def _at(node: Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def _convert(node: Node, where: Path_, doc: Document, yaml: YAML, seen: set[int]) -> Any:
+    doc.marks.setdefault(where, _at(node))
+    if id(node) in seen or node.anchor is not None:
+        doc.problems.append((_at(node), "found an anchor or alias, allowed plain values"))
+        return None
+    seen.add(id(node))
+    if isinstance(node, ScalarNode):
+        return _scalar(node, doc, yaml)
+    if not str(node.tag).startswith("tag:yaml.org,2002:"):
+        doc.problems.append((_at(node), f"found the tag {node.tag}, allowed no tags"))
+        return None
+    if isinstance(node, SequenceNode):
+        return [_convert(n, (*where, i), doc, yaml, seen) for i, n in enumerate(node.value)]
+    assert isinstance(node, MappingNode)
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = key_node.value if isinstance(key_node, ScalarNode) else None
+        if not isinstance(key, str):
+            doc.problems.append((_at(key_node), "found a key that is not a word, allowed words"))
+            continue
+        if key in result:
+            first = doc.marks[(*where, key)][0]
+            doc.problems.append((_at(key_node), f"{key}: found twice, first in line {first}"))
+            continue
+        doc.marks[(*where, key)] = _at(key_node)
+        result[key] = _convert(value_node, (*where, key), doc, yaml, seen)
+    return result
+
+
+def _scalar(node: ScalarNode, doc: Document, yaml: YAML) -> Any:
+    known = {"str", "int", "float", "bool", "null"}
+    prefix, _, kind = str(node.tag).rpartition(":")
+    if prefix != "tag:yaml.org,2002" or kind not in known:
+        if kind == "timestamp":
+            return node.value
+        doc.problems.append((_at(node), f"found the tag {node.tag}, allowed no tags"))
+        return None
+    try:
+        return yaml.constructor.construct_object(node)
+    except (ValueError, YAMLError):
+        doc.problems.append((_at(node), f"found {node.value!r}, allowed a value of {kind}"))
+        return None
+
+
+def load(path: str | Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
+    """Read a YAML file into a pydantic model, all errors at once.
+
+    ``overrides`` are ``key.path=value`` strings whose values are YAML scalars or flow
+    collections; they replace or add single values before validation.
+
+    Raises:
+        ConfigError: every problem on a line of its own, as file:line:column.
+    """
+    path = Path(path)
+    document = parse(read_text(path), str(path))
+    for override in overrides:
+        apply_override(document, override)
+    return validate(document, model)
+
+
+def apply_override(document: Document, override: str) -> None:
+    """Set one value of a document from ``key.path=value``.
+
+    Raises:
+        ConfigError: not of that form, or the path leads through something that is no mapping.
+    """
+    key, equals, text = override.partition("=")
+    parts = tuple(key.strip().split("."))
+    if not equals or not all(parts):
+        raise ConfigError(f"-s {override}: found no key=value, allowed such as train.epochs=3")
+    value = parse(f"value: {text}", f"-s {key}").data["value"]
+    target = document.data
+    for part in parts[:-1]:
+        target = target.setdefault(part, {}) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        raise ConfigError(f"-s {override}: {'.'.join(parts[:-1])} is not a mapping")
+    target[parts[-1]] = value
+    for mark in [m for m in document.marks if m[: len(parts)] == parts]:
+        del document.marks[mark]
+
+
+def validate(document: Document, model: type[Model]) -> Model:
+    """Validate a document against a pydantic model; unknown keys get the nearest match."""
+    if not isinstance(document.data, Mapping):
+        document.problems.append((document.where(()), "found no mapping, allowed keys and values"))
+        document.fail()
+    try:
+        return model.model_validate(document.data)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            location = _in_document(item["loc"], document.data)
+            text = _describe(item, location, model, document.data)
+            document.problems.append((document.where(location), text))
+        document.fail()
+        raise AssertionError("a validation error without a problem") from error
+
+
+def _in_document(location: Sequence[str | int], data: Any) -> Path_:
+    """pydantic puts the names of union members into locations; keep what the file has."""
+    result: list[str | int] = []
+    for index, part in enumerate(location):
+        if isinstance(data, Mapping) and (part in data or index == len(location) - 1):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            continue
+        result.append(part)
+    return tuple(result)
+
+
+def _describe(item: ErrorDetails, location: Path_, model: type[BaseModel], data: Any) -> str:
+    name = ".".join(str(part) for part in location) or "the file"
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        allowed = sorted(_siblings(model, location, data))
+        close = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{name}: found an unknown key, allowed {', '.join(allowed)}{hint}"
+    if kind == "missing":
+        return f"{name}: found nothing, allowed a value (the key is required)"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    found = item["input"]
+    shown = repr(found) if isinstance(found, str | int | float | bool | None) else "a " + (
+        "mapping" if isinstance(found, Mapping) else "list"
+    )
+    close = _close_literal(item, found)
+    return f"{name}: found {shown}, allowed {message}{close}"
+
+
+def _close_literal(item: ErrorDetails, found: Any) -> str:
+    if item["type"] not in ("literal_error", "union_tag_invalid") or not isinstance(found, str):
+        return ""
+    expected = str(item.get("ctx", {}).get("expected", ""))
+    close = difflib.get_close_matches(found, re.findall(r"'([^']+)'", expected), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _siblings(model: type[BaseModel], location: Path_, data: Any) -> set[str]:
+    """The keys that the mapping at ``location[:-1]`` may have."""
+    current: list[type[BaseModel]] = [model]
+    for part in location[:-1]:
+        data = data.get(part) if isinstance(data, Mapping) else data[part]
+        current = [
+            inner
+            for outer in current
+            for inner in _models_in(outer.model_fields[part].annotation)
+        ] if isinstance(part, str) and all(part in m.model_fields for m in current) else current
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    matching = [m for m in current if kind in _literals(m)] or current
+    return {
+        (info.alias or name) for candidate in matching
+        for name, info in candidate.model_fields.items()
+    }
+
+
+def _literals(model: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for arg in get_args(annotation) for found in _models_in(arg)]
