@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nmtool import yamlio
-from nmtool.chip import BackendName, Fraction, Strict
+from nmtool.chip import Fraction, Strict
 from nmtool.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -49,9 +49,7 @@ class LatencyEncoding(Strict):
     steps: Steps
 
 
-Encoding = Annotated[
-    RateEncoding | RandomEncoding | LatencyEncoding, Field(discriminator="kind")
-]
+Encoding = Annotated[RateEncoding | RandomEncoding | LatencyEncoding, Field(discriminator="kind")]
 """How a number in [0, 1] becomes spikes over ``steps`` steps."""
 
 
@@ -170,27 +168,29 @@ class Finetune(Strict):
     """How to learn from measured spikes. A round is one pass over ``samples``.
 
     The last layer learns alone for ``readout_rounds``, then every layer does, hidden ones at
-    ``hidden_lr``. ``seeds`` fault seeds are run, counting up from the target's.
+    ``hidden_lr``. ``scale`` is that of the local readouts' logits. ``seeds`` fault seeds are run,
+    counting up from the target's.
     """
 
     rule: Literal["dcll"] = "dcll"
     rounds: Positive = 8
     readout_rounds: Annotated[int, Field(ge=0)] = 3
     batch: Positive = 32
-    lr: Rate = 1e-2
-    hidden_lr: Rate = 2e-3
+    lr: Rate = 2e-3
+    hidden_lr: Rate = 1e-4
+    scale: Rate = 0.1
     samples: Literal["train"] = "train"
     controls: list[Control] = ["transfer", "simulation", "readout"]
     seeds: Positive = 1
 
 
 class Check(Strict):
-    """A number that must hold: ``min`` and ``max`` of a metric on the backends named."""
+    """A number that must hold: ``min`` and ``max`` of a metric on the targets named."""
 
     metric: Literal["accuracy"]
     min: float | None = None
     max: float | None = None
-    on: list[BackendName]
+    on: list[str]
 
     @model_validator(mode="after")
     def _bounded(self) -> Check:

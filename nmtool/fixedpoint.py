@@ -44,8 +44,9 @@ def decay(x: npt.ArrayLike, factor: int) -> IntArray:
     """
     if not 0 <= factor <= DECAY_ONE:
         raise ValueError(f"decay: found factor {factor}, allowed 0 to {DECAY_ONE}")
-    x = np.asarray(x, dtype=np.int64)
-    return np.sign(x) * ((np.abs(x) * (DECAY_ONE - factor)) >> DECAY_BITS)
+    product = np.asarray(x, dtype=np.int64) * (DECAY_ONE - factor)
+    # Adding 4095 to a negative product makes the shift round towards zero.
+    return (product + ((product >> 63) & (DECAY_ONE - 1))) >> DECAY_BITS
 
 
 def wrap(x: npt.ArrayLike) -> IntArray:

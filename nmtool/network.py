@@ -99,9 +99,7 @@ class Projection:
         return self.operations[-1].weight
 
     @classmethod
-    def dense(
-        cls, source: str, target: str, weight: RealArray, delay: IntLike = 0
-    ) -> Projection:
+    def dense(cls, source: str, target: str, weight: RealArray, delay: IntLike = 0) -> Projection:
         """A projection of dense weights, shape (target, source)."""
         return cls(source, target, (Dense(weight),), delay)
 
@@ -260,9 +258,13 @@ def from_config(
         projections[layer.name] = Projection.dense(source, layer.name, weight, layer.delay)
         source, fan_in = layer.name, layer.dense
     return Network(
-        name, {"input": Input((n_inputs,))}, populations, projections, (source,),
+        name,
+        {"input": Input((n_inputs,))},
+        populations,
+        projections,
+        (source,),
         readout=config.readout,
-    )  # fmt: skip
+    )
 
 
 def _neuron(config: NeuronConfig | None) -> CubaLif:

@@ -248,8 +248,10 @@ def choose_format(
     formats = [
         SynapseFormat(bits, e, mode) for mode in modes for e in exact_exponents(bits, mode, chip)
     ]
-    return min(formats, key=lambda f: (_squared_error(weight, f), modes.index(f.sign_mode),
-                                       abs(f.exponent)))  # fmt: skip
+    return min(
+        formats,
+        key=lambda f: (_squared_error(weight, f), modes.index(f.sign_mode), abs(f.exponent)),
+    )
 
 
 def _sign_modes(weight: RealArray) -> tuple[SignMode, ...]:
@@ -284,9 +286,18 @@ def quantize(network: Network, chip: ChipSpec, weight_bits: int | None = None) -
         for name, projection in network.projections.items()
     }
     return QuantizedNetwork(
-        network.name, chip.name, network.inputs, populations, projections, network.outputs,
-        tuple(errors), network.data, network.readout, network.checks, network.metadata,
-    )  # fmt: skip
+        network.name,
+        chip.name,
+        network.inputs,
+        populations,
+        projections,
+        network.outputs,
+        tuple(errors),
+        network.data,
+        network.readout,
+        network.checks,
+        network.metadata,
+    )
 
 
 def quantize_neuron(name: str, neuron: CubaLif, chip: ChipSpec) -> tuple[int, int, int]:
@@ -303,17 +314,26 @@ def quantize_neuron(name: str, neuron: CubaLif, chip: ChipSpec) -> tuple[int, in
     threshold = int(round_nearest(WEIGHT_SCALE * neuron.threshold))
     offset = CURRENT_DECAY_OFFSET
     _in_range(
-        f"{name}.current_decay", neuron.current_decay, decay_u, (0, chip.decay_max),
+        f"{name}.current_decay",
+        neuron.current_decay,
+        decay_u,
+        (0, chip.decay_max),
         (offset / DECAY_ONE, (chip.decay_max + offset) / DECAY_ONE),
-    )  # fmt: skip
+    )
     _in_range(
-        f"{name}.voltage_decay", neuron.voltage_decay, decay_v, (0, chip.decay_max),
+        f"{name}.voltage_decay",
+        neuron.voltage_decay,
+        decay_v,
+        (0, chip.decay_max),
         (0, chip.decay_max / DECAY_ONE),
-    )  # fmt: skip
+    )
     _in_range(
-        f"{name}.threshold", neuron.threshold, threshold, (0, chip.threshold_max),
+        f"{name}.threshold",
+        neuron.threshold,
+        threshold,
+        (0, chip.threshold_max),
         (0, chip.threshold_max / WEIGHT_SCALE),
-    )  # fmt: skip
+    )
     return decay_u, decay_v, threshold
 
 
@@ -374,10 +394,13 @@ def _bias(
     difference = shift(mantissa, exponent) / STATE_SCALE - real
     errors.append(
         ParameterError(
-            f"{name}.bias", _span(real), f"{_span(mantissa)} x 2^{exponent}",
-            float(np.abs(difference).max()), float(np.sqrt(np.mean(difference**2))),
+            f"{name}.bias",
+            _span(real),
+            f"{_span(mantissa)} x 2^{exponent}",
+            float(np.abs(difference).max()),
+            float(np.sqrt(np.mean(difference**2))),
         )
-    )  # fmt: skip
+    )
     return mantissa, exponent
 
 

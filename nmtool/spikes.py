@@ -71,9 +71,7 @@ class SpikeTrain:
         batch = dense if dense.ndim == 3 else dense[None]
         sample, step, neuron = np.nonzero(batch.transpose(0, 2, 1))
         n_samples, n_neurons, n_steps = batch.shape
-        return cls(
-            sample, step, neuron, n_samples, n_neurons, n_steps, batched=dense.ndim == 3
-        )
+        return cls(sample, step, neuron, n_samples, n_neurons, n_steps, batched=dense.ndim == 3)
 
     def to_raster(self) -> BoolArray:
         """The dense raster, shape ([samples,] neurons, steps)."""

@@ -208,7 +208,7 @@ def validate(document: Document, model: type[Model]) -> Model:
 
 
 def _in_document(location: Sequence[str | int], data: Any) -> Path_:
-    """pydantic puts the names of union members into locations; keep what the file has."""
+    """Pydantic puts the names of union members into locations; keep what the file has."""
     result: list[str | int] = []
     for index, part in enumerate(location):
         if isinstance(data, Mapping) and (part in data or index == len(location) - 1):
@@ -233,18 +233,20 @@ def _describe(item: ErrorDetails, location: Path_, model: type[BaseModel], data:
         return f"{name}: found nothing, allowed a value (the key is required)"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     found = item["input"]
-    shown = repr(found) if isinstance(found, str | int | float | bool | None) else "a " + (
-        "mapping" if isinstance(found, Mapping) else "list"
+    shown = (
+        repr(found)
+        if isinstance(found, str | int | float | bool | None)
+        else "a " + ("mapping" if isinstance(found, Mapping) else "list")
     )
-    close = _close_literal(item, found)
-    return f"{name}: found {shown}, allowed {message}{close}"
+    return f"{name}: found {shown}, allowed {message}{_close_literal(item, found)}"
 
 
 def _close_literal(item: ErrorDetails, found: Any) -> str:
     if item["type"] not in ("literal_error", "union_tag_invalid") or not isinstance(found, str):
         return ""
     expected = str(item.get("ctx", {}).get("expected", ""))
-    close = difflib.get_close_matches(found, re.findall(r"'([^']+)'", expected), n=1, cutoff=0.5)
+    known = re.findall(r"'([^']+)'", expected)
+    close = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -253,15 +255,20 @@ def _siblings(model: type[BaseModel], location: Path_, data: Any) -> set[str]:
     current: list[type[BaseModel]] = [model]
     for part in location[:-1]:
         data = data.get(part) if isinstance(data, Mapping) else data[part]
-        current = [
-            inner
-            for outer in current
-            for inner in _models_in(outer.model_fields[part].annotation)
-        ] if isinstance(part, str) and all(part in m.model_fields for m in current) else current
+        current = (
+            [
+                inner
+                for outer in current
+                for inner in _models_in(outer.model_fields[part].annotation)
+            ]
+            if isinstance(part, str) and all(part in m.model_fields for m in current)
+            else current
+        )
     kind = data.get("kind") if isinstance(data, Mapping) else None
     matching = [m for m in current if kind in _literals(m)] or current
     return {
-        (info.alias or name) for candidate in matching
+        (info.alias or name)
+        for candidate in matching
         for name, info in candidate.model_fields.items()
     }
 

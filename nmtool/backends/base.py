@@ -86,7 +86,10 @@ class Session(Protocol):
 class Backend(Protocol):
     """A kind of target."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
 
     def unsupported(self, program: Program) -> list[str]:
         """What of the program the backend cannot do, each with its reason; empty: everything."""
@@ -179,8 +182,10 @@ def input_batch(
                 f"input {name}: found {train.n_neurons} neurons, allowed {inputs[name].size}"
             )
         if (train.n_samples, train.batched) != (first.n_samples, first.batched):
-            raise ConfigError(f"input {name}: found {train.n_samples} samples, "
-                              f"allowed {first.n_samples} as in the other inputs")  # fmt: skip
+            raise ConfigError(
+                f"input {name}: found {train.n_samples} samples, "
+                f"allowed {first.n_samples} as in the other inputs"
+            )
         if train.step.size and train.step.max() >= steps:
             raise ConfigError(
                 f"input {name}: found a spike at step {train.step.max()}, "

@@ -87,10 +87,14 @@ def draw(program: Program, faults: Faults) -> Defects:
         dead[name] = np.sort(order[:n_dead])
         stuck[name] = np.sort(order[n_dead : n_dead + n_stuck])
     flips = {
-        name: _flips(np.random.default_rng([faults.seed, 1, index]), projection.weight_mantissa,
-                     projection.weight_bits, faults.weight_bit_flips)
+        name: _flips(
+            np.random.default_rng([faults.seed, 1, index]),
+            projection.weight_mantissa,
+            projection.weight_bits,
+            faults.weight_bit_flips,
+        )
         for index, (name, projection) in enumerate(program.network.projections.items())
-    }  # fmt: skip
+    }
     return Defects(faults, dead, stuck, flips)
 
 

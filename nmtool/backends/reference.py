@@ -29,6 +29,7 @@ from nmtool.backends.faults import Defects, draw
 from nmtool.chip import Faults
 from nmtool.compiler import Program
 from nmtool.errors import BoardTimeout
+from nmtool.fixedpoint import CURRENT_DECAY_OFFSET as OFFSET
 from nmtool.fixedpoint import (
     BoolArray,
     FloatArray,
@@ -40,7 +41,6 @@ from nmtool.fixedpoint import (
     scaled,
     wrap,
 )
-from nmtool.fixedpoint import CURRENT_DECAY_OFFSET as OFFSET
 from nmtool.quantization import QuantizedProjection
 from nmtool.spikes import SpikeTrain
 
@@ -161,11 +161,14 @@ class ReferenceSession:
 
     def _fresh(self, n_samples: int) -> _State:
         net = self.program.network
-        state = {n: np.zeros((n_samples, p.size), dtype=np.int64)
-                 for n, p in net.populations.items()}  # fmt: skip
+        state = {
+            n: np.zeros((n_samples, p.size), dtype=np.int64) for n, p in net.populations.items()
+        }
         depth = net.delay_max + 1
-        sent = {n: [np.zeros((n_samples, size), dtype=np.bool_)] * depth
-                for n, size in net.sizes.items()}  # fmt: skip
+        sent = {
+            n: [np.zeros((n_samples, size), dtype=np.bool_)] * depth
+            for n, size in net.sizes.items()
+        }
         return _State(state, dict(state), sent)
 
     def _advance(
@@ -173,15 +176,20 @@ class ReferenceSession:
     ) -> Recording:
         started = time.monotonic()
         probes = resolve_probe(self.program, probe)
-        rng = np.random.default_rng([self._defects.faults.seed, 2, self._runs] if self._defects
-                                    else 0)  # fmt: skip
+        rng = np.random.default_rng(
+            [self._defects.faults.seed, 2, self._runs] if self._defects else 0
+        )
         self._runs += 1
         tape: dict[str, dict[str, list[Any]]] = {
             quantity: {name: [] for name in names} for quantity, names in probes.items()
         }
         for step in range(batch.n_steps):
             spikes = self._step(state, rng)
-            now = {"spikes": spikes, "current": state.u, "voltage": state.v}
+            now: dict[str, Mapping[str, Any]] = {
+                "spikes": spikes,
+                "current": state.u,
+                "voltage": state.v,
+            }
             for quantity, lists in tape.items():
                 for name, columns in lists.items():
                     columns.append(now[quantity][name])

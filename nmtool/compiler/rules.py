@@ -18,7 +18,9 @@ def check(network: QuantizedNetwork, chip: ChipSpec) -> None:
         problems += _population(name, population, chip)
     for name, projection in network.projections.items():
         low, high = chip.weight_exponent
-        _range(problems, f"projection {name}.weight_exponent", projection.weight_exponent, low, high)
+        _range(
+            problems, f"projection {name}.weight_exponent", projection.weight_exponent, low, high
+        )
         _range(problems, f"projection {name}.delay", projection.delay_max, 0, chip.delay_max)
         if projection.weight_bits not in chip.weight_bits:
             allowed = ", ".join(map(str, chip.weight_bits))

@@ -28,12 +28,12 @@ class Samples:
         return len(self.labels)
 
 
-def n_features(data: Data) -> int:
+def n_features(_data: Data) -> int:
     """Spike lines that a sample of the data set needs."""
-    return _digits().values.shape[1]
+    return int(_digits().values.shape[1])
 
 
-def n_classes(data: Data) -> int:
+def n_classes(_data: Data) -> int:
     """The number of classes of the data set."""
     return int(_digits().labels.max()) + 1
 

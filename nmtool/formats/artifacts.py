@@ -27,6 +27,7 @@ from nmtool.spikes import SpikeTrain
 
 Artifact: TypeAlias = Network | QuantizedNetwork | Program | Recording
 Arrays: TypeAlias = dict[str, Array]
+_AXES = ("sample", "step", "neuron")
 
 
 def save(path: str | Path, artifact: Artifact) -> None:
@@ -68,9 +69,7 @@ def load_as(path: str | Path, kind: type[Any]) -> Any:
     """
     artifact = load(path)
     if not isinstance(artifact, kind):
-        raise ArtifactError(
-            f"{path}: found a {type(artifact).__name__}, allowed a {kind.__name__}"
-        )
+        raise ArtifactError(f"{path}: found a {type(artifact).__name__}, allowed a {kind.__name__}")
     return artifact
 
 
@@ -121,10 +120,13 @@ def _write_network(network: Network, arrays: Arrays) -> dict[str, Any]:
         if population.bias is not None:
             arrays[f"populations/{name}/bias"] = population.bias
     header["projections"] = {
-        name: {"source": p.source, "target": p.target,
-               "delay": _put_delay(arrays, f"projections/{name}", p.delay)}
+        name: {
+            "source": p.source,
+            "target": p.target,
+            "delay": _put_delay(arrays, f"projections/{name}", p.delay),
+        }
         for name, p in network.projections.items()
-    }  # fmt: skip
+    }
     for name, projection in network.projections.items():
         arrays[f"projections/{name}/weight"] = projection.weight
     return header
@@ -132,15 +134,23 @@ def _write_network(network: Network, arrays: Arrays) -> dict[str, Any]:
 
 def _read_network(header: Mapping[str, Any], arrays: Arrays) -> Network:
     populations = {
-        name: Population(tuple(p["shape"]), CubaLif(**p["neuron"]),
-                         arrays.get(f"populations/{name}/bias"), p["axonal_delay"])
+        name: Population(
+            tuple(p["shape"]),
+            CubaLif(**p["neuron"]),
+            arrays.get(f"populations/{name}/bias"),
+            p["axonal_delay"],
+        )
         for name, p in header["populations"].items()
-    }  # fmt: skip
+    }
     projections = {
-        name: Projection.dense(p["source"], p["target"], arrays[f"projections/{name}/weight"],
-                               _get_delay(arrays, f"projections/{name}", p["delay"]))
+        name: Projection.dense(
+            p["source"],
+            p["target"],
+            arrays[f"projections/{name}/weight"],
+            _get_delay(arrays, f"projections/{name}", p["delay"]),
+        )
         for name, p in header["projections"].items()
-    }  # fmt: skip
+    }
     return Network(
         populations=populations,
         projections=projections,
@@ -161,10 +171,14 @@ def _write_quantized(network: QuantizedNetwork, arrays: Arrays) -> dict[str, Any
     for name, population in network.populations.items():
         arrays[f"populations/{name}/bias_mantissa"] = population.bias_mantissa
     header["projections"] = {
-        name: {"source": p.source, "target": p.target, "format": asdict(p.format),
-               "delay": _put_delay(arrays, f"projections/{name}", p.delay)}
+        name: {
+            "source": p.source,
+            "target": p.target,
+            "format": asdict(p.format),
+            "delay": _put_delay(arrays, f"projections/{name}", p.delay),
+        }
         for name, p in network.projections.items()
-    }  # fmt: skip
+    }
     for name, projection in network.projections.items():
         arrays[f"projections/{name}/weight_mantissa"] = projection.weight_mantissa
     return header
@@ -181,11 +195,14 @@ def _read_quantized(header: Mapping[str, Any], arrays: Arrays) -> QuantizedNetwo
     }
     projections = {
         name: QuantizedProjection(
-            p["source"], p["target"], arrays[f"projections/{name}/weight_mantissa"],
-            SynapseFormat(**p["format"]), _get_delay(arrays, f"projections/{name}", p["delay"]),
+            p["source"],
+            p["target"],
+            arrays[f"projections/{name}/weight_mantissa"],
+            SynapseFormat(**p["format"]),
+            _get_delay(arrays, f"projections/{name}", p["delay"]),
         )
         for name, p in header["projections"].items()
-    }  # fmt: skip
+    }
     return QuantizedNetwork(
         chip=header["chip"],
         populations=populations,
@@ -227,7 +244,7 @@ def _read_program(header: Mapping[str, Any], arrays: Arrays) -> Program:
 
 def _write_recording(recording: Recording, arrays: Arrays) -> dict[str, Any]:
     for name, train in recording.spikes.items():
-        for axis in ("sample", "step", "neuron"):
+        for axis in _AXES:
             arrays[f"spikes/{name}/{axis}"] = getattr(train, axis).astype(np.int32)
     for quantity in ("current", "voltage"):
         for name, values in getattr(recording, quantity).items():
@@ -252,17 +269,24 @@ def _read_recording(header: Mapping[str, Any], arrays: Arrays) -> Recording:
         prefix = f"{quantity}/"
         return {n.removeprefix(prefix): wide(n) for n in arrays if n.startswith(prefix)}
 
-    spikes = {
-        name: SpikeTrain(
-            *(wide(f"spikes/{name}/{axis}") for axis in ("sample", "step", "neuron")),
-            *size[:3], batched=size[3],
+    def train(name: str, size: list[Any]) -> SpikeTrain:
+        sample, step, neuron = (wide(f"spikes/{name}/{axis}") for axis in _AXES)
+        n_samples, n_neurons, n_steps, batched = size
+        return SpikeTrain(
+            sample, step, neuron, n_samples, n_neurons, n_steps, batched=bool(batched)
         )
-        for name, size in header["spikes"].items()
-    }  # fmt: skip
+
+    spikes = {name: train(name, size) for name, size in header["spikes"].items()}
     return Recording(
-        spikes, dense("current"), dense("voltage"), header["backend"], header["fingerprint"],
-        header["n_steps"], header["wall_time"], header["provenance"],
-    )  # fmt: skip
+        spikes,
+        dense("current"),
+        dense("voltage"),
+        header["backend"],
+        header["fingerprint"],
+        header["n_steps"],
+        header["wall_time"],
+        header["provenance"],
+    )
 
 
 _FORMATS: tuple[tuple[str, Callable[[Any, Arrays], dict[str, Any]], type[Any]], ...] = (

@@ -115,8 +115,10 @@ def read_container(path: Path) -> Container:
                 raise ArtifactError(f"{path}: found {total} bytes of arrays, allowed {MAX_BYTES}")
             header = bytes(np.asarray(file["header"])).decode()
             arrays = {name: np.asarray(file[f"arrays/{name}"]) for name in names}
-            arrays = {name: a.astype(np.bool_) if file[f"arrays/{name}"].dtype == np.bool_ else a
-                      for name, a in arrays.items()}  # fmt: skip
+            arrays = {
+                name: a.astype(np.bool_) if file[f"arrays/{name}"].dtype == np.bool_ else a
+                for name, a in arrays.items()
+            }
     except ArtifactError:
         raise
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:

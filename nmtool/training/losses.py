@@ -36,7 +36,11 @@ def count_cross_entropy(
 
 
 def spike_rate(
-    spikes: torch.Tensor, labels: torch.Tensor, readout: Readout, true_rate: float, false_rate: float
+    spikes: torch.Tensor,
+    labels: torch.Tensor,
+    readout: Readout,
+    true_rate: float,
+    false_rate: float,
 ) -> torch.Tensor:
     r"""SLAYER's spike rate loss: :math:`\sum_i (r_i - \hat r_i)^2`, averaged over samples.
 

@@ -104,9 +104,7 @@ class SlayerNetwork(torch.nn.Module):
         """Spikes of every population, shape (samples, neurons, steps), from input spikes."""
         return {name: states[0] for name, states in self.states(x).items()}
 
-    def states(
-        self, x: torch.Tensor
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def states(self, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """(spikes, current, voltage before the reset) of every population, step by step."""
         sent = dict.fromkeys(self.network.inputs, x)
         result: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
@@ -132,10 +130,13 @@ class SlayerNetwork(torch.nn.Module):
     def weights(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         """The real weights by projection, shape (target, source), before rounding."""
         return {
-            projection: self.blocks[name].synapse.weight.detach().numpy()
-            .reshape(self.network.projections[projection].weight.shape).copy()
+            projection: self.blocks[name]
+            .synapse.weight.detach()
+            .numpy()
+            .reshape(self.network.projections[projection].weight.shape)
+            .copy()
             for name, projection in self.feed.items()
-        }  # fmt: skip
+        }
 
 
 def _chain(network: Network) -> dict[str, str]:
@@ -164,9 +165,10 @@ def _ordered(network: Network, feed: dict[str, str]) -> dict[str, str]:
     reached, ordered = set(network.inputs), dict[str, str]()
     while len(ordered) < len(feed):
         ready = [
-            target for target, projection in feed.items()
+            target
+            for target, projection in feed.items()
             if target not in ordered and network.projections[projection].source in reached
-        ]  # fmt: skip
+        ]
         if not ready:
             raise UnsupportedError(
                 f"network: found a loop among {sorted(set(feed) - set(ordered))}, SLAYER training "
@@ -199,27 +201,35 @@ def record(network: Network, chip: ChipSpec, spikes: SpikeTrain, chunk: int = 12
     parts: dict[str, list[list[np.ndarray[Any, Any]]]] = {n: [[], [], []] for n in model.feed}
     with torch.no_grad():
         for start in range(0, len(raster), chunk):
-            for name, (fired, current, voltage) in model.states(raster[start : start + chunk]).items():
+            for name, (fired, current, voltage) in model.states(
+                raster[start : start + chunk]
+            ).items():
                 _check_range(name, current, voltage)
                 bias = network.populations[name].bias is not None
                 added = model.blocks[name].neuron.norm.bias.reshape(1, -1, 1) if bias else 0.0
                 after = torch.where(fired > 0, torch.zeros_like(voltage), voltage)
-                for part, value in zip(parts[name], (fired > 0, current - added, after), strict=True):
+                for part, value in zip(
+                    parts[name], (fired > 0, current - added, after), strict=True
+                ):
                     part.append(value.numpy())
     stacked = {n: [np.concatenate(part) for part in three] for n, three in parts.items()}
     scale = float(STATE_SCALE)
     axis = slice(None) if spikes.batched else 0
     return Recording(
         {n: SpikeTrain.from_raster(three[0][axis]) for n, three in stacked.items()},
-        {n: (three[1][axis].astype(np.float64) * scale).astype(np.int64)
-         for n, three in stacked.items()},
-        {n: (three[2][axis].astype(np.float64) * scale).astype(np.int64)
-         for n, three in stacked.items()},
+        {
+            n: (three[1][axis].astype(np.float64) * scale).astype(np.int64)
+            for n, three in stacked.items()
+        },
+        {
+            n: (three[2][axis].astype(np.float64) * scale).astype(np.int64)
+            for n, three in stacked.items()
+        },
         "trainer",
         "",
         spikes.n_steps,
         0.0,
-    )  # fmt: skip
+    )
 
 
 def _check_range(name: str, current: torch.Tensor, voltage: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,24 @@ from nmtool.training.slayer import SlayerNetwork, with_weights
 
 SATURATED_RATE = 0.9
 EVALUATION_BATCH = 256
+
+
+@contextlib.contextmanager
+def reproducible() -> Iterator[None]:
+    """One thread and deterministic kernels: the same bits whatever the machine's cores do.
+
+    Networks of this size gain nothing from a second thread, and lose much when cores are busy.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_flush_denormal(False)
 
 
 @dataclass(frozen=True)
@@ -76,8 +95,18 @@ def train(
         on_batch: called with (batches done, batches in all).
         on_epoch: called with the state after every epoch.
     """
-    torch.set_flush_denormal(True)
-    torch.use_deterministic_algorithms(True)
+    with reproducible():
+        return _train(experiment, network, chip, state, on_batch, on_epoch)
+
+
+def _train(
+    experiment: Experiment,
+    network: Network,
+    chip: ChipSpec,
+    state: TrainingState | None,
+    on_batch: Callable[[int, int], None] | None,
+    on_epoch: Callable[[TrainingState], None] | None,
+) -> tuple[Network, TrainingState]:
     state = state or TrainingState.fresh(network)
     model = SlayerNetwork(network, chip, experiment.surrogate)
     model.load(state.weights)
@@ -144,7 +173,7 @@ def _update(
     output = model(spikes)[model.network.outputs[0]]
     loss = make_loss(experiment.train.loss, experiment.network.readout)(output, labels)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return float(loss.detach())
 
@@ -199,13 +228,12 @@ def _optimizer(
 
 
 def _parameters(model: SlayerNetwork) -> dict[str, torch.nn.Parameter]:
-    return {projection: model.blocks[name].synapse.weight
-            for name, projection in model.feed.items()}  # fmt: skip
+    return {
+        projection: model.blocks[name].synapse.weight for name, projection in model.feed.items()
+    }
 
 
-def _remember(
-    state: TrainingState, model: SlayerNetwork, optimizer: torch.optim.Optimizer
-) -> None:
+def _remember(state: TrainingState, model: SlayerNetwork, optimizer: torch.optim.Optimizer) -> None:
     state.weights = model.weights()
     for name, parameter in _parameters(model).items():
         adam, shape = optimizer.state[parameter], state.weights[name].shape

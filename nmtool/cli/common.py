@@ -1,0 +1,301 @@
+"""What all verbs share: options, exit codes, signals, progress bars, output."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import click
+
+from nmtool.errors import ConfigError, NmtoolError, UsageError, WriteError
+from nmtool.yamlio import parse_duration
+
+TIMED_OUT, INTERRUPTED, TERMINATED, BUG = 124, 130, 143, 70
+_LOCATED = re.compile(r"^\S.*:\d+:\d+: ")
+
+
+class TimedOut(BaseException):
+    """``--timeout`` passed."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that every verb has."""
+
+    overrides: tuple[str, ...]
+    seed: int | None
+    as_json: bool
+    quiet: bool
+    verbose: bool
+    dry_run: bool
+    force: bool
+
+    def split_overrides(self) -> tuple[list[str], list[str]]:
+        """Overrides of the experiment, and those of the target (``hw.``) without that prefix."""
+        hardware = [o.removeprefix("hw.") for o in self.overrides if o.startswith("hw.")]
+        return [o for o in self.overrides if not o.startswith("hw.")], hardware
+
+    def hardware_overrides(self) -> list[str]:
+        """Overrides of the target, for verbs that take no others.
+
+        Raises:
+            UsageError: an override of something else.
+        """
+        others, hardware = self.split_overrides()
+        if others:
+            raise UsageError(
+                f"-s {others[0]}: this command has no experiment to override; "
+                "allowed hw.KEY=VALUE for the target"
+            )
+        return hardware
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the global options to a command; they arrive as its argument ``options``."""
+
+    @click.option(
+        "-s",
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override one value; hw.KEY=VALUE is the target's.",
+    )
+    @click.option(
+        "--seed",
+        type=click.IntRange(0, 2**32 - 1),
+        envvar="NMTOOL_SEED",
+        help="Replaces the experiment's seed.",
+    )
+    @click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        envvar="NMTOOL_JSON",
+        help="Print the result as one JSON document.",
+    )
+    @click.option(
+        "-q", "--quiet", is_flag=True, envvar="NMTOOL_QUIET", help="No progress and no notes."
+    )
+    @click.option("-v", "--verbose", is_flag=True, envvar="NMTOOL_VERBOSE", help="More notes.")
+    @click.option(
+        "--dry-run",
+        is_flag=True,
+        envvar="NMTOOL_DRY_RUN",
+        help="Check everything, run and write nothing.",
+    )
+    @click.option(
+        "--force", is_flag=True, envvar="NMTOOL_FORCE", help="Replace outputs that exist."
+    )
+    @click.option(
+        "--timeout",
+        metavar="DURATION",
+        envvar="NMTOOL_TIMEOUT",
+        help="Give up after this time, such as 90s or 5m (exit 124).",
+    )
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any,
+        overrides: tuple[str, ...],
+        seed: int | None,
+        as_json: bool,
+        quiet: bool,
+        verbose: bool,
+        dry_run: bool,
+        force: bool,
+        timeout: str | None,
+        **kwargs: Any,
+    ) -> None:
+        options = Options(overrides, seed, as_json, quiet, verbose, dry_run, force)
+        with _deadline(timeout):
+            function(*args, options=options, **kwargs)
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def _deadline(timeout: str | None) -> Iterator[None]:
+    if timeout is None:
+        yield
+        return
+    try:
+        seconds = parse_duration(timeout)
+    except ValueError as error:
+        raise UsageError(f"--timeout: found {timeout!r}, allowed {error}") from None
+    if seconds <= 0:
+        raise UsageError(f"--timeout: found {timeout!r}, allowed more than 0")
+
+    def expire(_number: int, _frame: Any) -> NoReturn:
+        raise TimedOut
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
+    """Run a command; every way it can end has its exit code."""
+
+    def terminate(_number: int, _frame: Any) -> NoReturn:
+        raise Terminated
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in arguments
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        command.main(args=arguments, prog_name="nmtool", standalone_mode=False)
+        sys.stdout.flush()
+    except NmtoolError as error:
+        return _fail(str(error), error.exit_code, as_json)
+    except click.exceptions.Exit as error:
+        return int(error.exit_code)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "nmtool"
+        return _fail(f"{error.format_message()} (see {where} --help)", 2, as_json)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2, as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WriteError.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", INTERRUPTED, as_json)
+    except TimedOut:
+        return _fail("--timeout passed", TIMED_OUT, as_json)
+    except Terminated:
+        return _fail("terminated", TERMINATED, as_json)
+    except OSError as error:
+        return _fail(
+            f"{error.filename or 'output'}: {error.strerror or error}",
+            WriteError.exit_code,
+            as_json,
+        )
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(
+            f"a bug in nmtool: {type(error).__name__}: {error}; please report it with "
+            "the lines above",
+            BUG,
+            as_json,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _fail(message: str, code: int, as_json: bool) -> int:
+    for line in message.splitlines():
+        click.echo(line if _LOCATED.match(line) else f"error: {line}", err=True)
+    if as_json:
+        with contextlib.suppress(OSError):
+            document = {"schema": "nmtool.error/v1", "exit_code": code, "error": message}
+            click.echo(json.dumps(document))
+    return code
+
+
+def note(options: Options, text: str) -> None:
+    """A line for people, to stderr."""
+    if not options.quiet:
+        click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """A warning, to stderr; shown even with ``--quiet``."""
+    click.echo(f"warning: {text}", err=True)
+
+
+def emit(options: Options, schema: str, document: dict[str, Any], text: str) -> None:
+    """The result: a JSON document, or text for people, to stdout."""
+    if options.as_json:
+        click.echo(json.dumps({"schema": f"nmtool.{schema}/v1", **document}, indent=2))
+    else:
+        click.echo(text)
+
+
+@contextlib.contextmanager
+def progress(options: Options, title: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr where that is a terminal.
+
+    Yields ``update(done, total)``, or ``update(done, total, what)`` to say what runs.
+    """
+    if options.quiet or not sys.stderr.isatty():
+        yield lambda done, total, what="": None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def update(done: int, total: int, what: str = "") -> None:
+            text = f"{title}: {what}" if what else title
+            bar.update(task, completed=done, total=total, description=text)
+
+        yield update
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A plain table; columns of numbers are right-aligned."""
+    cells = [[str(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+    numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
+
+    def line(row: Sequence[str]) -> str:
+        parts = (
+            value.rjust(width) if right else value.ljust(width)
+            for value, width, right in zip(row, widths, numeric, strict=True)
+        )
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(columns), line(["-" * w for w in widths]), *map(line, cells)])
+
+
+def _is_number(text: str) -> bool:
+    return not text or re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?(%|s|ms))?", text) is not None
+
+
+def read_array(path: str, what: str) -> Any:
+    """A .npy file without pickled objects.
+
+    Raises:
+        ConfigError: missing, not such a file, or holding objects.
+    """
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise ConfigError(f"{what} {path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{what} {path}: not a .npy file of numbers ({reason})") from None

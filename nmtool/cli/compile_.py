@@ -1,0 +1,148 @@
+"""nmtool compile: trained network to program."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from nmtool import formats
+from nmtool.backends import get_backend
+from nmtool.backends.base import refuse_unsupported
+from nmtool.chip import ChipSpec, HardwareConfig, load_chip, load_hardware, shipped
+from nmtool.cli.common import Options, emit, table, verb, warn
+from nmtool.cli.runs import load_network
+from nmtool.compiler import Program, compile_program
+from nmtool.formats.container import refuse_overwrite
+from nmtool.provenance import provenance, sha256
+
+
+@click.command("compile")
+@click.argument("source", type=click.Path())
+@click.option("--hw", required=True, help="Target, or chip, by name or YAML file.")
+@click.option("-o", "--output", type=click.Path(), help="Program file [default: beside SOURCE].")
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 1_000_000),
+    help="Steps of a sample [default: those of the encoding].",
+)
+@verb
+def command(source: str, hw: str, output: str | None, steps: int | None, options: Options) -> None:
+    """Quantise, check and compile a run folder or network file SOURCE for a target.
+
+    Prints what became of every parameter.
+    """
+    hardware, chip = _target(hw, options)
+    path = Path(source)
+    network_file = path / "network.h5" if path.is_dir() else path
+    target_file = Path(output) if output else network_file.parent / "program.h5"
+    network = load_network(path)
+    refuse_overwrite(target_file, options.force or options.dry_run)
+    bits = hardware.weight_bits if hardware else None
+    program = compile_program(
+        network,
+        chip,
+        bits,
+        steps,
+        provenance(network_sha256=sha256(network_file), target=hardware.name if hardware else hw),
+    )
+    if hardware and hardware.backend != "lava-sim":
+        refuse_unsupported(get_backend(hardware), program)
+    for bound in program.bounds:
+        if not bound.safe:
+            warn(
+                f"{bound.population}: some input could drive u to {bound.current} or v to "
+                f"{bound.voltage}, beyond the chip's 2^23; no such input is known"
+            )
+    if not options.dry_run:
+        formats.save(target_file, program)
+    document = {
+        "program": None if options.dry_run else str(target_file),
+        "fingerprint": program.fingerprint,
+        "chip": program.chip,
+        "latency": program.latency,
+        "reset": asdict(program.reset),
+        "parameters": [asdict(error) for error in program.network.errors],
+        "bounds": [{**asdict(b), "safe": b.safe} for b in program.bounds],
+    }
+    emit(options, "compile", document, _text(program, target_file, options))
+
+
+def _target(name: str, options: Options) -> tuple[HardwareConfig | None, ChipSpec]:
+    """A target and its chip, or a chip alone."""
+    overrides = options.hardware_overrides()
+    if name in shipped("chips") and name not in shipped("targets"):
+        return None, load_chip(name)
+    hardware = load_hardware(name, overrides)
+    return hardware, load_chip(hardware.chip)
+
+
+def _text(program: Program, path: Path, options: Options) -> str:
+    net = program.network
+    layers = []
+    for name in program.order:
+        population = net.populations[name]
+        incoming = {n: p for n, p in net.projections.items() if p.target == name}
+        layers.append(
+            (
+                name,
+                population.size,
+                population.decay_u,
+                population.decay_v,
+                population.threshold,
+                sum(p.weight_mantissa.size for p in incoming.values()),
+                ", ".join(str(p.format) for p in incoming.values()) or "none",
+                max((p.delay_max for p in incoming.values()), default=0),
+            )
+        )
+    header = (
+        "population",
+        "neurons",
+        "decay_u",
+        "decay_v",
+        "threshold",
+        "synapses",
+        "format",
+        "delay",
+    )
+    errors = [
+        (
+            e.name,
+            e.wanted,
+            e.got,
+            f"{e.max_error:.2e}",
+            f"{e.rms_error:.2e}",
+            f"{e.clipped:.2%}",
+            e.dead_rows,
+        )
+        for e in net.errors
+    ]
+    error_header = (
+        "parameter",
+        "wanted",
+        "on the chip",
+        "max error",
+        "rms error",
+        "clipped",
+        "dead rows",
+    )
+    bounds = [
+        (b.population, b.current, b.voltage, "yes" if b.safe else "NO") for b in program.bounds
+    ]
+    bound_header = ("population", "worst |u|", "worst |v|", "inside 24 bits")
+    ending = "not written (--dry-run)" if options.dry_run else f"wrote {path}"
+    return "\n".join(
+        (
+            f"program {program.fingerprint} for {program.chip}: latency {program.latency} steps, "
+            f"samples of {program.reset.n_steps} steps, reset held {program.reset.hold} between",
+            "",
+            table(header, layers),
+            "",
+            table(error_header, errors),
+            "",
+            table(bound_header, bounds),
+            "",
+            ending,
+        )
+    )

@@ -1,0 +1,72 @@
+"""nmtool config: check config files, print their schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from pydantic import BaseModel
+
+from nmtool import yamlio
+from nmtool.chip import ChipFile, HardwareConfig, load_chip
+from nmtool.cli.common import Options, emit, verb
+from nmtool.config import Experiment
+from nmtool.errors import ConfigError
+
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "nmtool.experiment/v1": Experiment,
+    "nmtool.hardware/v1": HardwareConfig,
+    "nmtool.chip/v1": ChipFile,
+}
+KINDS: dict[str, type[BaseModel]] = {
+    "experiment": Experiment,
+    "hardware": HardwareConfig,
+    "chip": ChipFile,
+}
+
+
+@click.group("config")
+def command() -> None:
+    """Check experiment, hardware and chip files; print their JSON Schema."""
+
+
+@command.command("check")
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@verb
+def check(files: tuple[str, ...], options: Options) -> None:
+    """Check FILES; every problem is shown as file:line:column."""
+    problems: list[str] = []
+    found: dict[str, str] = {}
+    for file in files:
+        try:
+            found[file] = _check_file(Path(file), options)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    text = "\n".join(f"{file}: ok ({schema})" for file, schema in found.items())
+    emit(options, "config", {"files": found}, text)
+
+
+def _check_file(path: Path, options: Options) -> str:
+    document = yamlio.parse(yamlio.read_text(path), str(path))
+    for override in options.overrides:
+        yamlio.apply_override(document, override)
+    schema = document.data.get("schema") if isinstance(document.data, dict) else None
+    if schema not in SCHEMAS:
+        row, column = document.where(("schema",))
+        raise ConfigError(
+            f"{path}:{row}:{column}: schema: found {schema!r}, allowed {', '.join(SCHEMAS)}"
+        )
+    model = yamlio.validate(document, SCHEMAS[schema])
+    if isinstance(model, HardwareConfig):
+        load_chip(model.chip, path.parent)
+    return str(schema)
+
+
+@command.command("schema")
+@click.argument("kind", type=click.Choice([*KINDS]), default="experiment")
+def schema(kind: str) -> None:
+    """Print the JSON Schema of a KIND of file, for editors."""
+    click.echo(json.dumps(KINDS[kind].model_json_schema(by_alias=True), indent=2))

@@ -1,0 +1,175 @@
+"""nmtool deploy: run a program on a target, measure, check."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nmtool import formats
+from nmtool.backends import Recording, check_target, get_backend, open_session, resolve_probe
+from nmtool.backends.base import Probe, refuse_unsupported
+from nmtool.chip import HardwareConfig, load_hardware
+from nmtool.cli.common import Options, emit, note, progress, table, verb, warn
+from nmtool.cli.runs import Given, gather_input
+from nmtool.compiler import Program
+from nmtool.config import Check
+from nmtool.errors import CheckFailed
+from nmtool.formats.container import refuse_overwrite
+from nmtool.measure import Measurement, measure
+from nmtool.provenance import provenance
+
+
+@click.command("deploy")
+@click.argument("program", type=click.Path())
+@click.option("--hw", required=True, help="Target by name or YAML file.")
+@click.option("--data", metavar="NAME:SPLIT", help="Data set [default: the program's, test].")
+@click.option(
+    "--input",
+    "input_file",
+    type=click.Path(),
+    metavar="FILE.npy",
+    help="Spike rasters ([samples,] neurons, steps), or raw samples with --encode.",
+)
+@click.option("--encode", is_flag=True, help="--input holds raw samples for the encoding.")
+@click.option("--labels", type=click.Path(), metavar="FILE.npy", help="Classes of --input.")
+@click.option("--probe", help="What to record: spikes,current,voltage, or voltage:NAME.")
+@click.option("-o", "--output", type=click.Path(), help="Recording file.")
+@verb
+def command(
+    program: str,
+    hw: str,
+    data: str | None,
+    input_file: str | None,
+    encode: bool,
+    labels: str | None,
+    probe: str | None,
+    output: str | None,
+    options: Options,
+) -> None:
+    """Run PROGRAM on a target, measure what comes back, and check it."""
+    hardware = load_hardware(hw, options.hardware_overrides())
+    loaded: Program = formats.load_as(program, Program)
+    given = gather_input(loaded.network, data, input_file, labels, encode)
+    if output:
+        refuse_overwrite(Path(output), options.force or options.dry_run)
+    if options.dry_run:
+        check_target(loaded, hardware)
+        refuse_unsupported(get_backend(hardware), loaded)
+        emit(options, "deploy", {"dry_run": True}, f"{program} can run on {hardware.name}")
+        return
+    recording = run(loaded, hardware, given, probe, options)
+    if output:
+        formats.save(output, recording)
+    report(loaded, hardware, given, recording, output, options)
+
+
+def run(
+    program: Program, hardware: HardwareConfig, given: Given, probe: str | None, options: Options
+) -> Recording:
+    """Run samples on a target; the recording's provenance says on which."""
+    chosen = resolve_probe(program, probe) if probe else _default_probe(program, hardware)
+    outputs = dict.fromkeys((*chosen.get("spikes", ()), *program.network.outputs))
+    chosen = {**chosen, "spikes": tuple(n for n in program.order if n in outputs)}
+    with (
+        progress(options, f"run on {hardware.name}") as update,
+        open_session(program, hardware) as session,
+    ):
+        recording = session.run(given.spikes, probe=chosen, progress=update)
+    facts = provenance(target=hardware.name, input=given.source, **recording.provenance)
+    return replace(recording, provenance=facts)
+
+
+def _default_probe(program: Program, hardware: HardwareConfig) -> Probe:
+    wanted = hardware.probes.spikes
+    if wanted == "outputs":
+        return resolve_probe(program, None)
+    if wanted == "all":
+        return resolve_probe(program, "spikes")
+    return resolve_probe(program, {"spikes": tuple(wanted)})
+
+
+def report(
+    program: Program,
+    hardware: HardwareConfig,
+    given: Given,
+    recording: Recording,
+    output: str | None,
+    options: Options,
+) -> None:
+    """Print the measurement and check it.
+
+    Raises:
+        CheckFailed: a number is outside what the experiment demands of this target.
+    """
+    net = program.network
+    measured = measure(recording, net.outputs[0], net.readout, given.labels)
+    results = [_check(check, measured) for check in net.checks if hardware.name in check.on]
+    for event, what in (
+        ("wrapped", "currents wrapped around"),
+        ("saturated", "voltages saturated"),
+    ):
+        if count := recording.provenance.get(event):
+            warn(f"{count} {what} at the chip's 24 bits")
+    if hardware.faults:
+        note(options, f"{hardware.name} is a simulator with invented defects, not a chip")
+    document = {
+        "target": hardware.name,
+        "backend": recording.backend,
+        "program": program.fingerprint,
+        "input": given.source,
+        "samples": given.spikes.n_samples,
+        "steps": recording.n_steps,
+        "measured": measured.as_json(),
+        "checks": results,
+        "recording": output,
+    }
+    emit(options, "deploy", document, _text(hardware, given, measured, results, output))
+    if failed := [r for r in results if not r["passed"]]:
+        raise CheckFailed(
+            "\n".join(
+                f"check {r['metric']} on {hardware.name}: found {r['found']}, "
+                f"allowed {r['allowed']}"
+                for r in failed
+            )
+        )
+
+
+def _check(check: Check, measured: Measurement) -> dict[str, Any]:
+    quantity = measured.quantities.get(check.metric)
+    low = float("-inf") if check.min is None else check.min
+    high = float("inf") if check.max is None else check.max
+    found = quantity.value if quantity else None
+    return {
+        "metric": check.metric,
+        "found": found if found is not None else "nothing (no labels)",
+        "allowed": f"{low:g} to {high:g}",
+        "passed": found is not None and low <= found <= high,
+    }
+
+
+def _text(
+    hardware: HardwareConfig,
+    given: Given,
+    measured: Measurement,
+    results: list[dict[str, Any]],
+    output: str | None,
+) -> str:
+    rows = [
+        (name, f"{q.value:.4g}" if q.unit != "spikes" else int(q.value), q.unit, q.basis)
+        for name, q in measured.quantities.items()
+    ]
+    lines = [
+        f"{given.source} on {hardware.name} ({measured.backend}), {given.spikes.n_samples} samples",
+        table(("quantity", "value", "unit", "basis"), rows),
+    ]
+    lines += [
+        f"check {r['metric']}: {'passed' if r['passed'] else 'FAILED'} "
+        f"({r['found']}, allowed {r['allowed']})"
+        for r in results
+    ]
+    if output:
+        lines.append(f"wrote {output}")
+    return "\n".join(lines)

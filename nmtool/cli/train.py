@@ -1,0 +1,154 @@
+"""nmtool train: experiment file to trained network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nmtool.cli.common import Options, emit, note, progress, table, verb, warn
+from nmtool.cli.runs import Run
+from nmtool.config import Experiment, load_experiment, resolved_json
+from nmtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from nmtool.network import Network
+    from nmtool.training.trainer import TrainingState
+
+CHIP = "loihi2"
+"""The chip whose synapse formats the forward pass rounds to."""
+
+
+@click.command("train")
+@click.argument("experiment", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="Run folder [default: runs/NAME].")
+@click.option("--resume", is_flag=True, help="Continue an interrupted training.")
+@verb
+def command(experiment: str, output: str | None, resume: bool, options: Options) -> None:
+    """Train the network of an EXPERIMENT file with SLAYER.
+
+    Writes network.h5 (the best epoch by validation accuracy), metrics.json, experiment.json (the
+    resolved config), provenance.json and checkpoint.h5 into the run folder.
+    """
+    overrides, hardware = options.split_overrides()
+    if hardware:
+        raise UsageError(f"-s hw.{hardware[0]}: train has no target to override")
+    if options.seed is not None:
+        overrides.append(f"seed={options.seed}")
+    config = load_experiment(experiment, overrides)
+    run = Run(Path(output or f"runs/{config.name}"))
+    if run.network.exists() and not (options.force or resume):
+        raise UsageError(f"{run.network}: exists already; use --force to train again, or --resume")
+    if run.checkpoint.exists() and not (options.force or resume):
+        raise UsageError(
+            f"{run.checkpoint}: an interrupted training is here; use --resume to continue it, or "
+            "--force to start afresh"
+        )
+    from nmtool.backends.lava.compat import prepare_slayer
+    from nmtool.training.build import build_network
+
+    prepare_slayer()
+    network = build_network(config, Path(experiment).parent)
+    if options.dry_run:
+        _report_dry_run(options, config, network)
+        return
+    _train(config, network, run, resume, Path(experiment), options)
+
+
+def _report_dry_run(options: Options, config: Experiment, network: Network) -> None:
+    from nmtool.chip import load_chip
+    from nmtool.quantization import quantize
+
+    quantize(network, load_chip(CHIP))
+    sizes = [*network.sizes.values()]
+    text = f"{config.name}: {'-'.join(map(str, sizes))}, {config.train.epochs} epochs; not trained"
+    emit(options, "train", {"name": config.name, "sizes": sizes, "dry_run": True}, text)
+
+
+def _train(
+    config: Experiment, network: Network, run: Run, resume: bool, source: Path, options: Options
+) -> None:
+    from nmtool import formats
+    from nmtool.chip import load_chip
+    from nmtool.formats.container import write_json, write_text
+    from nmtool.provenance import provenance, sha256
+    from nmtool.training.checkpoint import load_checkpoint, save_checkpoint
+    from nmtool.training.trainer import train
+
+    resolved = resolved_json(config)
+    state = load_checkpoint(run.checkpoint, resolved) if resume else None
+    write_text(run.experiment, resolved + "\n")
+    if state:
+        note(options, f"continuing after epoch {len(state.history)} of {config.train.epochs}")
+
+    def save(current: TrainingState) -> None:
+        save_checkpoint(run.checkpoint, current, resolved)
+        if options.verbose:
+            last = current.history[-1]
+            note(
+                options,
+                f"epoch {last.epoch + 1}: loss {last.loss:.4f}, validation "
+                f"{last.validation_accuracy:.4f}",
+            )
+
+    chip = load_chip(CHIP)
+    with progress(options, f"train {config.name}") as update:
+        trained, state = train(config, network, chip, state, update, save)
+    document = _metrics(config, trained, state, chip)
+    formats.save(run.network, trained)
+    facts = {
+        "seed": config.seed,
+        "experiment_sha256": sha256(source),
+        "network_sha256": sha256(run.network),
+    }
+    write_json(run.provenance, provenance(**facts))
+    write_json(run.metrics, document)
+    for text in state.history[-1].warnings:
+        warn(text)
+    emit(options, "train", {"run": str(run.folder), **document}, _text(run, document, state))
+
+
+def _metrics(
+    config: Experiment, trained: Network, state: TrainingState, chip: Any
+) -> dict[str, Any]:
+    """Accuracies of the best epoch; the test set is looked at here, once, after selection."""
+    from dataclasses import asdict
+
+    from nmtool.data import encode, load_split
+    from nmtool.measure import measure
+    from nmtool.training.baseline import logistic_regression_accuracy
+    from nmtool.training.slayer import record
+
+    test = load_split(config.data, "test")
+    recording = record(trained, chip, encode(test.values, config.data.encoding))
+    output = trained.outputs[0]
+    measured = measure(recording, output, config.network.readout, test.labels)
+    return {
+        "accuracy": {
+            "test": measured.quantities["accuracy"].value,
+            "validation": state.best_accuracy,
+            "logistic_regression": logistic_regression_accuracy(config.data),
+        },
+        "best_epoch": state.best_epoch,
+        "samples": {
+            split: len(load_split(config.data, split)) for split in ("train", "validation", "test")
+        },
+        "epochs": [asdict(epoch) for epoch in state.history],
+    }
+
+
+def _text(run: Run, document: dict[str, Any], state: TrainingState) -> str:
+    accuracy = document["accuracy"]
+    rates = state.history[-1].rates
+    rows = [
+        ("best epoch (by validation)", document["best_epoch"] + 1),
+        ("validation accuracy", f"{accuracy['validation']:.4f}"),
+        ("test accuracy", f"{accuracy['test']:.4f}"),
+        ("logistic regression, same split", f"{accuracy['logistic_regression']:.4f}"),
+        *(
+            (f"rate of {name} (spikes per neuron and step)", f"{rate:.4f}")
+            for name, rate in rates.items()
+        ),
+    ]
+    return f"{table(('trained', 'value'), rows)}\nwrote {run.network}"

@@ -1,0 +1,183 @@
+"""The host's side of the loop: shadow weights, local updates, re-quantising."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nmtool.compiler import Program
+from nmtool.config import Readout
+from nmtool.errors import UnsupportedError
+from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
+from nmtool.learning.dcll import (
+    Afferent,
+    LocalReadout,
+    class_readout,
+    find_suspects,
+    gradient,
+    presynaptic_trace,
+    random_readout,
+    replay,
+    surrogate,
+)
+from nmtool.quantization import WEIGHT_SCALE, quantize_weights
+
+SLAYER_WIDTH = 100.0
+"""lava-dl's factor from tau_grad * threshold to the width of the surrogate."""
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+Weights = dict[str, FloatArray]
+
+
+@dataclass
+class HostState:
+    """Real shadow weights by projection, and Adam's moments of their gradients."""
+
+    shadow: Weights
+    first: Weights
+    second: Weights
+    updates: dict[str, int]
+
+    @classmethod
+    def start(cls, weights: Mapping[str, FloatArray]) -> HostState:
+        """Shadow weights as given, moments of zero."""
+        shadow = {name: np.asarray(w, dtype=np.float64).copy() for name, w in weights.items()}
+        zeros = {name: np.zeros_like(w) for name, w in shadow.items()}
+        second = {name: np.zeros_like(w) for name, w in shadow.items()}
+        return cls(shadow, zeros, second, dict.fromkeys(shadow, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """What stays the same while the host learns: local readouts, surrogate widths, sources.
+
+    Raises:
+        UnsupportedError: recurrent projections or a delay for each synapse.
+    """
+
+    program: Program
+    readouts: Mapping[str, LocalReadout]
+    widths: Mapping[str, float]
+    masks: dict[str, FloatArray] = field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls, program: Program, readout: Readout, tau_grad: float, scale: float, seed: int
+    ) -> Host:
+        """Draw the local readouts of a program; ``tau_grad`` is SLAYER's surrogate width."""
+        net = program.network
+        _check(program)
+        output = net.outputs[0]
+        n_classes = net.populations[output].size // readout.neurons_per_class
+        readouts: dict[str, LocalReadout] = {}
+        for index, name in enumerate(program.order):
+            rng = np.random.default_rng([seed, 3, index])
+            size = net.populations[name].size
+            readouts[name] = (
+                class_readout(size, readout.neurons_per_class, scale)
+                if name == output
+                else random_readout(size, n_classes, scale, rng)
+            )
+        widths = {
+            name: SLAYER_WIDTH * tau_grad * population.threshold / WEIGHT_SCALE
+            for name, population in net.populations.items()
+        }
+        return cls(program, readouts, widths)
+
+    def update(
+        self,
+        state: HostState,
+        deployed: Program,
+        measured: Mapping[str, BoolArray],
+        labels: IntArray,
+        learning: Collection[str],
+        rates: Mapping[str, float],
+    ) -> float:
+        """One step of local learning from measured spikes; returns the output layer's loss.
+
+        ``measured`` has the spikes of inputs and populations, shape (samples, neurons, steps);
+        ``learning`` names the populations whose afferent weights change, at their ``rates``.
+        """
+        loss = 0.0
+        for name in learning:
+            population = deployed.network.populations[name]
+            afferents = self.afferents(deployed, name, measured)
+            voltage = replay(population, list(afferents.values()), measured[name])
+            error, loss_here = self.readouts[name].error(measured[name].sum(axis=2), labels)
+            if name in deployed.network.outputs:
+                loss = loss_here
+            derivative = surrogate(voltage, population.threshold, self.widths[name])
+            error = error * self.masks.get(name, 1.0)
+            for projection, afferent in afferents.items():
+                trace = presynaptic_trace(afferent.spikes, population, afferent.delay)
+                change = gradient(error, derivative, trace)
+                _adam(state, projection, change, rates[name])
+                self._keep_in_range(state, projection)
+        return loss
+
+    def afferents(
+        self, deployed: Program, population: str, measured: Mapping[str, BoolArray]
+    ) -> dict[str, Afferent]:
+        """What feeds a population, with the measured spikes of every source."""
+        net = deployed.network
+        axonal = {name: p.axonal_delay for name, p in net.populations.items()}
+        return {
+            name: Afferent(
+                projection, measured[projection.source], axonal.get(projection.source, 0)
+            )
+            for name, projection in net.projections.items()
+            if projection.target == population
+        }
+
+    def suspect(self, deployed: Program, measured: Mapping[str, BoolArray]) -> dict[str, list[int]]:
+        """Mask the neurons that look dead or stuck; returns how many of each per population."""
+        found: dict[str, list[int]] = {}
+        for name in deployed.order:
+            population = deployed.network.populations[name]
+            afferents = list(self.afferents(deployed, name, measured).values())
+            voltage = replay(population, afferents, measured[name])
+            suspects = find_suspects(population, voltage, measured[name])
+            self.masks[name] = suspects.healthy
+            found[name] = [int(suspects.dead.sum()), int(suspects.stuck.sum())]
+        return found
+
+    def mantissas(self, state: HostState) -> dict[str, IntArray]:
+        """The shadow weights rounded to the frozen format of each projection."""
+        return {
+            name: quantize_weights(state.shadow[name], projection.format)
+            for name, projection in self.program.network.projections.items()
+        }
+
+    def _keep_in_range(self, state: HostState, projection: str) -> None:
+        format = self.program.network.projections[projection].format
+        unit = 2.0**format.exponent / WEIGHT_SCALE
+        shadow = state.shadow[projection]
+        np.clip(shadow, format.minimum * unit, format.maximum * unit, out=shadow)
+
+
+def _check(program: Program) -> None:
+    place = {name: index for index, name in enumerate(program.order)}
+    for name, projection in program.network.projections.items():
+        if place.get(projection.source, -1) >= place[projection.target]:
+            raise UnsupportedError(
+                f"projection {name}: found a recurrent projection, dcll allows feed-forward ones"
+            )
+        if np.ndim(projection.delay):
+            raise UnsupportedError(
+                f"projection {name}: found a delay for each synapse, dcll allows one for the "
+                "projection"
+            )
+
+
+def _adam(state: HostState, name: str, change: FloatArray, rate: float) -> None:
+    """Adam (Kingma and Ba 2015)."""
+    state.updates[name] += 1
+    count = state.updates[name]
+    state.first[name] = BETA1 * state.first[name] + (1 - BETA1) * change
+    state.second[name] = BETA2 * state.second[name] + (1 - BETA2) * change**2
+    first = state.first[name] / (1 - BETA1**count)
+    second = state.second[name] / (1 - BETA2**count)
+    state.shadow[name] = state.shadow[name] - rate * first / (np.sqrt(second) + EPSILON)

@@ -1,0 +1,73 @@
+"""The untrained network of an experiment."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from nmtool.config import Experiment
+from nmtool.data import n_classes, n_features
+from nmtool.errors import ConfigError
+from nmtool.network import Network, from_config
+
+
+def build_network(experiment: Experiment, folder: Path) -> Network:
+    """The network of ``network.layers``, or what the ``network.entry`` function returns.
+
+    An entry ``module:function`` is called with ``(n_inputs, n_classes, seed)`` and returns a
+    Network; its module is looked for beside the experiment file first.
+
+    Raises:
+        ConfigError: the function is missing, or returns something else.
+    """
+    inputs, classes = n_features(experiment.data), n_classes(experiment.data)
+    if experiment.network.entry:
+        make = _entry(experiment.network.entry, folder)
+        network = make(inputs, classes, experiment.seed)
+        if not isinstance(network, Network):
+            raise ConfigError(
+                f"network.entry {experiment.network.entry}: found a return value of type "
+                f"{type(network).__name__}, allowed a nmtool Network"
+            )
+    else:
+        network = from_config(experiment.network, inputs, classes, experiment.seed)
+    _check_ends(network, inputs, classes * experiment.network.readout.neurons_per_class)
+    return replace(
+        network,
+        name=experiment.name,
+        data=experiment.data,
+        readout=experiment.network.readout,
+        checks=tuple(experiment.checks),
+        weight_bits=experiment.train.weight_bits,
+    )
+
+
+def _entry(entry: str, folder: Path) -> Callable[[int, int, int], object]:
+    module_name, _, function_name = entry.partition(":")
+    sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"network.entry {entry}: cannot be imported ({error})") from None
+    finally:
+        sys.path.remove(str(folder))
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(f"network.entry {entry}: {module_name} has no function {function_name}")
+    made: Callable[[int, int, int], object] = function
+    return made
+
+
+def _check_ends(network: Network, n_inputs: int, n_outputs: int) -> None:
+    found = [source.size for source in network.inputs.values()]
+    if found != [n_inputs]:
+        raise ConfigError(f"network: found inputs of {found} lines, allowed one of {n_inputs}")
+    if len(network.outputs) != 1 or network.sizes[network.outputs[0]] != n_outputs:
+        sizes = {name: network.sizes[name] for name in network.outputs}
+        raise ConfigError(
+            f"network: found the outputs {sizes}, allowed one of {n_outputs} neurons "
+            "(classes x neurons_per_class)"
+        )

@@ -1,0 +1,64 @@
+"""Checkpoints of a training: HDF5 without pickle, enough to go on to the same bits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nmtool.errors import ArtifactError
+from nmtool.formats.container import Array, Container, read_container, write_container
+from nmtool.training.trainer import Epoch, TrainingState
+
+SCHEMA = "nmtool.checkpoint/v1"
+_TENSORS = ("weights", "first_moment", "second_moment", "best_weights")
+
+
+def save_checkpoint(path: Path, state: TrainingState, experiment: str) -> None:
+    """Write the state after an epoch; ``experiment`` is the resolved config it belongs to."""
+    arrays: dict[str, Array] = {
+        f"{kind}/{name}": tensor
+        for kind in _TENSORS
+        for name, tensor in getattr(state, kind).items()
+    }
+    header: dict[str, Any] = {
+        "experiment": experiment,
+        "updates": state.updates,
+        "best_accuracy": state.best_accuracy,
+        "best_epoch": state.best_epoch,
+        "history": [asdict(epoch) for epoch in state.history],
+    }
+    write_container(path, Container(SCHEMA, header, arrays))
+
+
+def load_checkpoint(path: Path, experiment: str) -> TrainingState:
+    """The state to continue from.
+
+    Raises:
+        ArtifactError: missing, damaged, or from another experiment.
+    """
+    container = read_container(path)
+    if container.schema != SCHEMA:
+        raise ArtifactError(f"{path}: found the schema {container.schema}, allowed {SCHEMA}")
+    header = container.header
+    if header["experiment"] != experiment:
+        raise ArtifactError(
+            f"{path}: belongs to another experiment or other settings; use the same file and -s "
+            "options, or --force to start afresh"
+        )
+    tensors = {
+        kind: {
+            name.removeprefix(f"{kind}/"): array
+            for name, array in container.arrays.items()
+            if name.startswith(f"{kind}/")
+        }
+        for kind in _TENSORS
+    }
+    history = [Epoch(**{**e, "warnings": tuple(e["warnings"])}) for e in header["history"]]
+    return TrainingState(
+        **tensors,
+        updates=header["updates"],
+        best_accuracy=header["best_accuracy"],
+        best_epoch=header["best_epoch"],
+        history=history,
+    )
