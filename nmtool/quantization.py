@@ -300,6 +300,41 @@ def quantize(network: Network, chip: ChipSpec, weight_bits: int | None = None) -
     )
 
 
+def dequantize(network: QuantizedNetwork) -> Network:
+    """The real network that the integers stand for; quantising it gives the integers back.
+
+    Weights of different bits keep their values, and the network takes the largest.
+    """
+    populations = {
+        name: Population(
+            p.shape,
+            quantized_neuron_value(p.decay_u, p.decay_v, p.threshold),
+            p.bias / STATE_SCALE if np.any(p.bias) else None,
+            p.axonal_delay,
+        )
+        for name, p in network.populations.items()
+    }
+    projections = {
+        name: Projection.dense(
+            p.source, p.target, dequantize_weights(p.weight_mantissa, p.format), p.delay
+        )
+        for name, p in network.projections.items()
+    }
+    bits = max((p.weight_bits for p in network.projections.values()), default=8)
+    return Network(
+        network.name,
+        network.inputs,
+        populations,
+        projections,
+        network.outputs,
+        network.data,
+        network.readout,
+        network.checks,
+        bits,
+        network.metadata,
+    )
+
+
 def quantize_neuron(name: str, neuron: CubaLif, chip: ChipSpec) -> tuple[int, int, int]:
     """``(decay_u, decay_v, threshold)`` of a neuron in the chip's registers.
 

@@ -35,7 +35,7 @@ def get_backend(hardware: HardwareConfig) -> Backend:
             "allowed with the backend reference"
         )
     if hardware.backend == "lava-sim":
-        from nmtool.backends.lava import LavaSimBackend
+        from nmtool.backends.lava.sim import LavaSimBackend
 
         return LavaSimBackend(hardware.timeouts.load, hardware.timeouts.run)
     raise UnsupportedError(

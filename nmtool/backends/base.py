@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
@@ -42,6 +42,27 @@ class Recording:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
+M = TypeVar("M", bound="ManagedSession")
+
+
+class ManagedSession:
+    """Leaving the context closes the session."""
+
+    def close(self) -> None:
+        """Give the target back; safe to call twice."""
+
+    def __enter__(self: M) -> M:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class Session(Protocol):
     """A program loaded on a target. A context manager that gives the target back at the end."""
 
@@ -57,12 +78,17 @@ class Session(Protocol):
         """Run samples, each from reset; their order never changes a result."""
         ...
 
-    def stream(self, spikes: SpikeTrain | Mapping[str, SpikeTrain]) -> Recording:
+    def stream(
+        self, spikes: SpikeTrain | Mapping[str, SpikeTrain], probe: str | Probe | None = None
+    ) -> Recording:
         """Run the next steps of one stream; the state is kept between calls."""
         ...
 
     def write_weights(self, projection: str, mantissa: IntArray) -> int:
-        """Write weights within the frozen format; returns how many of them changed."""
+        """Write weights within the frozen format; returns how many of them changed.
+
+        In a stream they act on the spikes sent from the next step on.
+        """
         ...
 
     def reset(self) -> None:

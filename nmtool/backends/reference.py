@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from nmtool.backends.base import (
     InputBatch,
+    ManagedSession,
     Probe,
     Progress,
     Recording,
@@ -66,24 +66,28 @@ class ReferenceBackend:
 
 @dataclass
 class _State:
-    """u and v by population, and the last spikes of every source: shape (samples, neurons)."""
+    """u and v by population, shape (samples, neurons), and the synaptic input still to come.
+
+    ``arriving[population][k]`` is the weighted sum that arrives k steps from now: a spike adds its
+    weights where its delay puts them when it is sent, as the chip's dendritic accumulators do.
+    """
 
     u: dict[str, IntArray]
     v: dict[str, IntArray]
-    sent: dict[str, list[BoolArray]]
+    arriving: dict[str, list[FloatArray]]
     events: dict[str, int] = field(default_factory=lambda: {"wrapped": 0, "saturated": 0})
 
 
-@dataclass
-class _Weights:
-    """One projection's weights by delay: a step's input is the sum of ``sent[-delay] @ w``."""
+@dataclass(frozen=True, eq=False)
+class _Synapses:
+    """One projection's weights, shape (source, target), by the steps a spike needs."""
 
     source: str
     target: str
-    by_delay: dict[int, FloatArray]
+    by_delay: Mapping[int, FloatArray]
 
 
-class ReferenceSession:
+class ReferenceSession(ManagedSession):
     """A program in numpy. Sums are float64 products of integers, exact below 2^53."""
 
     def __init__(self, program: Program, defects: Defects | None, timeout: float | None) -> None:
@@ -130,46 +134,28 @@ class ReferenceSession:
         """Nothing is held."""
         self._stream = None
 
-    def __enter__(self) -> ReferenceSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     @property
     def runs(self) -> int:
         """Runs so far, by which transient faults are drawn."""
         return self._runs
 
-    def _load(self, name: str, projection: QuantizedProjection) -> _Weights:
+    def _load(self, name: str, projection: QuantizedProjection) -> _Synapses:
         mantissa = projection.weight_mantissa
         if self._defects:
             mantissa = self._defects.stored(name, mantissa, projection.format)
         weight = mantissa * 2.0**projection.format.exponent
         delay = np.broadcast_to(projection.delay, weight.shape)
         source = self.program.network.populations.get(projection.source)
-        axonal = source.axonal_delay if source else 0
-        by_delay = {
-            1 + axonal + int(d): np.where(delay == d, weight, 0.0).T for d in np.unique(delay)
-        }
-        return _Weights(projection.source, projection.target, by_delay)
+        steps = 1 + (source.axonal_delay if source else 0)
+        by_delay = {steps + int(d): np.where(delay == d, weight, 0.0).T for d in np.unique(delay)}
+        return _Synapses(projection.source, projection.target, by_delay)
 
     def _fresh(self, n_samples: int) -> _State:
         net = self.program.network
-        state = {
-            n: np.zeros((n_samples, p.size), dtype=np.int64) for n, p in net.populations.items()
-        }
-        depth = net.delay_max + 1
-        sent = {
-            n: [np.zeros((n_samples, size), dtype=np.bool_)] * depth
-            for n, size in net.sizes.items()
-        }
-        return _State(state, dict(state), sent)
+        zero = {n: np.zeros((n_samples, p.size), np.int64) for n, p in net.populations.items()}
+        depth = net.delay_max + 2
+        arriving = {name: [np.zeros(z.shape) for _ in range(depth)] for name, z in zero.items()}
+        return _State(zero, dict(zero), arriving)
 
     def _advance(
         self, state: _State, batch: InputBatch, probe: str | Probe | None, progress: Progress | None
@@ -193,11 +179,10 @@ class ReferenceSession:
             for quantity, lists in tape.items():
                 for name, columns in lists.items():
                     columns.append(now[quantity][name])
-            arriving = {name: raster[:, :, step] for name, raster in batch.rasters.items()}
+            entering = {name: raster[:, :, step] for name, raster in batch.rasters.items()}
             if self._defects:
-                arriving = {n: self._defects.deliver(s, rng) for n, s in arriving.items()}
-            for name, sent in {**spikes, **arriving}.items():
-                state.sent[name] = [*state.sent[name][1:], sent]
+                entering = {n: self._defects.deliver(s, rng) for n, s in entering.items()}
+            self._send(state, {**spikes, **entering})
             if progress:
                 progress(step + 1, batch.n_steps)
             if self._timeout and time.monotonic() - started > self._timeout:
@@ -209,13 +194,11 @@ class ReferenceSession:
 
     def _step(self, state: _State, rng: np.random.Generator) -> dict[str, BoolArray]:
         """One step of every population; returns the spikes that leave them."""
-        inputs = {name: np.zeros(u.shape) for name, u in state.u.items()}
-        for weights in self._weights.values():
-            for delay, weight in weights.by_delay.items():
-                inputs[weights.target] += state.sent[weights.source][-delay] @ weight
         spikes: dict[str, BoolArray] = {}
         for name, p in self.program.network.populations.items():
-            total = decay(state.u[name], p.decay_u + OFFSET) + scaled(round_nearest(inputs[name]))
+            arrived = state.arriving[name].pop(0)
+            state.arriving[name].append(np.zeros(arrived.shape))
+            total = decay(state.u[name], p.decay_u + OFFSET) + scaled(round_nearest(arrived))
             u = wrap(total)
             raised = decay(state.v[name], p.decay_v) + u + p.bias
             v = saturate(raised)
@@ -227,6 +210,13 @@ class ReferenceSession:
             state.u[name], state.v[name] = u, np.where(fired, 0, v)
             spikes[name] = self._defects.deliver(fired, rng) if self._defects else fired
         return spikes
+
+    def _send(self, state: _State, spikes: Mapping[str, BoolArray]) -> None:
+        """Add the weights of the spikes of this step where their delays put them."""
+        for synapses in self._weights.values():
+            sent = spikes[synapses.source]
+            for delay, weight in synapses.by_delay.items():
+                state.arriving[synapses.target][delay - 1] += sent @ weight
 
     def _recording(
         self, tape: dict[str, dict[str, list[Any]]], batch: InputBatch, state: _State, wall: float

@@ -117,16 +117,23 @@ def _metrics(
 
     from nmtool.data import encode, load_split
     from nmtool.measure import measure
+    from nmtool.quantization import dequantize, quantize
     from nmtool.training.baseline import logistic_regression_accuracy
     from nmtool.training.slayer import record
 
     test = load_split(config.data, "test")
-    recording = record(trained, chip, encode(test.values, config.data.encoding))
-    output = trained.outputs[0]
-    measured = measure(recording, output, config.network.readout, test.labels)
+    spikes = encode(test.values, config.data.encoding)
+
+    def accuracy(network: Network) -> float:
+        recording = record(network, chip, spikes)
+        readout = config.network.readout
+        measured = measure(recording, network.outputs[0], readout, test.labels)
+        return measured.quantities["accuracy"].value
+
     return {
         "accuracy": {
-            "test": measured.quantities["accuracy"].value,
+            "test": accuracy(trained),
+            "quantized": accuracy(dequantize(quantize(trained, chip))),
             "validation": state.best_accuracy,
             "logistic_regression": logistic_regression_accuracy(config.data),
         },
@@ -145,6 +152,7 @@ def _text(run: Run, document: dict[str, Any], state: TrainingState) -> str:
         ("best epoch (by validation)", document["best_epoch"] + 1),
         ("validation accuracy", f"{accuracy['validation']:.4f}"),
         ("test accuracy", f"{accuracy['test']:.4f}"),
+        ("test accuracy, quantized", f"{accuracy['quantized']:.4f}"),
         ("logistic regression, same split", f"{accuracy['logistic_regression']:.4f}"),
         *(
             (f"rate of {name} (spikes per neuron and step)", f"{rate:.4f}")
