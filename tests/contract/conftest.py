@@ -1,0 +1,32 @@
+"""The targets that the contract is held against."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from nmtool.backends.lava.compat import lava_missing
+from nmtool.chip import HardwareConfig, load_hardware
+
+NEEDS_LAVA = pytest.mark.skipif(lava_missing() is not None, reason=str(lava_missing()))
+
+
+@pytest.fixture(
+    params=[
+        "reference",
+        "faultless",
+        pytest.param("lava-sim", marks=[pytest.mark.lava, NEEDS_LAVA]),
+    ]
+)
+def target(request: pytest.FixtureRequest) -> HardwareConfig:
+    """Every target; ``faultless`` is the fault model with nothing broken."""
+    if request.param == "faultless":
+        faulty = load_hardware("loihi2-faulty").model_copy(update={"weight_bits": None})
+        return faulty.with_faults(
+            dead_neurons=0.0, stuck_neurons=0.0, weight_bit_flips=0.0, spike_loss=0.0
+        )
+    return load_hardware(request.param)
