@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from nmtool import yamlio
 from nmtool.errors import ConfigError
@@ -20,14 +20,18 @@ T = TypeVar("T")
 Standing = Literal["paper", "code", "measured", "inferred", "uncertain"]
 BackendName = Literal["reference", "emulator", "lava-sim", "lava-loihi"]
 SignMode = Literal["mixed", "excitatory", "inhibitory"]
-Duration = Annotated[float, BeforeValidator(yamlio.parse_duration)]
+Duration = Annotated[
+    float,
+    BeforeValidator(yamlio.parse_duration),
+    WithJsonSchema({"type": "string", "pattern": f"^{yamlio.DURATION}$"}),
+]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
     """A frozen config section: unknown keys are errors, numbers are not made from strings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Fact(Strict, Generic[T]):
@@ -181,7 +185,9 @@ class HardwareConfig(Strict):
 
     def with_faults(self, **changes: Any) -> HardwareConfig:
         """The same target with other faults; without arguments the same without faults."""
-        faults = self.faults.model_copy(update=changes) if self.faults and changes else None
+        faults = None
+        if self.faults and changes:
+            faults = Faults.model_validate({**self.faults.model_dump(), **changes})
         return self.model_copy(update={"faults": faults})
 
 

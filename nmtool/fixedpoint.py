@@ -33,8 +33,12 @@ CURRENT_DECAY_OFFSET = 1
 
 
 def round_nearest(x: npt.ArrayLike) -> IntArray:
-    """Round to the nearest integer, halves to even (IEEE 754, as numpy and torch do)."""
-    return np.rint(np.asarray(x, dtype=np.float64)).astype(np.int64)
+    """Round to the nearest integer, halves to even (IEEE 754, as numpy and torch do).
+
+    Numbers beyond +-2^62 go to these ends, so that a later range check sees their sign.
+    """
+    rounded = np.rint(np.asarray(x, dtype=np.float64))
+    return np.clip(rounded, -(2.0**62), 2.0**62).astype(np.int64)
 
 
 def decay(x: npt.ArrayLike, factor: int) -> IntArray:

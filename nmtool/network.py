@@ -6,6 +6,7 @@ and thresholds of 1 are 64 * 64 units of u and v.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,8 @@ from nmtool.errors import ConfigError, UnsupportedError
 
 RealArray = npt.NDArray[np.floating[Any]]
 IntLike = int | npt.NDArray[np.integer[Any]]
+
+_NAME = re.compile(r"(?!\.\.?$)[^/:,\x00-\x1f]+")
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class Network:
         check_graph(self.inputs, self.populations, self.projections, self.outputs)
         for name, projection in self.projections.items():
             check_shape(name, projection.weight.shape, projection, self.sizes)
+            check_delay_shape(name, projection.weight.shape, projection.delay)
         for name, population in self.populations.items():
             if population.bias is not None and population.bias.shape != (population.size,):
                 raise ConfigError(
@@ -175,6 +179,15 @@ def check_graph(
     Raises:
         ConfigError: names the projection or output at fault.
     """
+    for name in (*inputs, *populations, *projections):
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"network: found the name {name!r}, allowed names without / : , and control "
+                "characters (files and probes use these)"
+            )
+    for name, size in sizes(inputs, populations).items():
+        if size < 1:
+            raise ConfigError(f"{name}: found no neurons, allowed 1 or more")
     if both := set(inputs) & set(populations):
         raise ConfigError(f"network: found {sorted(both)} as input and as population")
     for name, projection in projections.items():
@@ -206,6 +219,19 @@ def check_shape(
         raise ConfigError(
             f"projection {name}: found weights of shape {shape}, allowed {allowed} "
             f"({projection.target}, {projection.source})"
+        )
+
+
+def check_delay_shape(name: str, shape: tuple[int, ...], delay: IntLike) -> None:
+    """Check that a delay is one number or one per synapse.
+
+    Raises:
+        ConfigError: the shape found and the shapes allowed.
+    """
+    if np.shape(delay) not in ((), shape):
+        raise ConfigError(
+            f"projection {name}: found delays of shape {np.shape(delay)}, "
+            f"allowed one number or {shape}"
         )
 
 

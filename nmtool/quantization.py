@@ -34,6 +34,7 @@ from nmtool.network import (
     Population,
     Projection,
     RealArray,
+    check_delay_shape,
     check_graph,
     check_shape,
     sizes,
@@ -170,6 +171,7 @@ class QuantizedNetwork:
         check_graph(self.inputs, self.populations, self.projections, self.outputs)
         for name, projection in self.projections.items():
             check_shape(name, projection.weight_mantissa.shape, projection, self.sizes)
+            check_delay_shape(name, projection.weight_mantissa.shape, projection.delay)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -191,12 +193,12 @@ def check_mantissa(name: str, mantissa: IntArray, format: SynapseFormat) -> None
     Raises:
         FitError: names the projection, a value found and the values allowed.
     """
-    outside = (mantissa < format.minimum) | (mantissa > format.maximum)
-    wrong = outside | (mantissa % format.step != 0)
+    inside = (mantissa >= format.minimum) & (mantissa <= format.maximum)
+    wrong = ~(inside & (mantissa % format.step == 0))
     if np.any(wrong):
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise FitError(
-            f"projection {name}: found the weight mantissa {int(mantissa[index])} at {index}, "
+            f"projection {name}: found the weight mantissa {mantissa[index]} at {index}, "
             f"allowed multiples of {format.step} from {format.minimum} to {format.maximum} "
             f"({format})"
         )
@@ -209,7 +211,8 @@ def quantize_weights(weight: RealArray, format: SynapseFormat) -> IntArray:
     """
     unit = format.step * 2.0**format.exponent
     grid = round_nearest(np.asarray(weight, dtype=np.float64) * WEIGHT_SCALE / unit)
-    return np.clip(grid * format.step, format.minimum, format.maximum)
+    low, high = format.minimum // format.step, format.maximum // format.step
+    return np.clip(grid, low, high) * format.step
 
 
 def dequantize_weights(mantissa: IntArray, format: SynapseFormat) -> RealArray:
@@ -242,8 +245,7 @@ def choose_format(
     if bits not in chip.weight_bits:
         allowed = ", ".join(map(str, chip.weight_bits))
         raise FitError(f"projection {name}: found weight_bits {bits}, allowed {allowed}")
-    if not np.all(np.isfinite(weight)):
-        raise FitError(f"projection {name}: found weights that are not finite numbers")
+    _finite(f"projection {name}.weight", weight)
     modes: tuple[SignMode, ...] = (sign_mode,) if sign_mode else _sign_modes(weight)
     formats = [
         SynapseFormat(bits, e, mode) for mode in modes for e in exact_exponents(bits, mode, chip)
@@ -344,6 +346,8 @@ def quantize_neuron(name: str, neuron: CubaLif, chip: ChipSpec) -> tuple[int, in
     Raises:
         FitError: outside the registers' range.
     """
+    for key in ("current_decay", "voltage_decay", "threshold"):
+        _finite(f"{name}.{key}", getattr(neuron, key))
     decay_u = int(round_nearest(DECAY_ONE * neuron.current_decay)) - CURRENT_DECAY_OFFSET
     decay_v = int(round_nearest(DECAY_ONE * neuron.voltage_decay))
     threshold = int(round_nearest(WEIGHT_SCALE * neuron.threshold))
@@ -370,6 +374,11 @@ def quantize_neuron(name: str, neuron: CubaLif, chip: ChipSpec) -> tuple[int, in
         (0, chip.threshold_max / WEIGHT_SCALE),
     )
     return decay_u, decay_v, threshold
+
+
+def _finite(name: str, real: float | RealArray) -> None:
+    if not np.all(np.isfinite(real)):
+        raise FitError(f"{name}: found a value that is not a finite number")
 
 
 def _in_range(
@@ -416,6 +425,7 @@ def _bias(
     if population.bias is None:
         return np.zeros(population.size, dtype=np.int64), 0
     real = np.asarray(population.bias, dtype=np.float64)
+    _finite(f"{name}.bias", real)
     low, high = chip.bias_mantissa
     for exponent in range(chip.bias_exponent[0], chip.bias_exponent[1] + 1):
         mantissa = round_nearest(real * STATE_SCALE / (1 << exponent))
@@ -442,8 +452,6 @@ def _bias(
 def _projection(
     name: str, projection: Projection, bits: int, chip: ChipSpec, errors: list[ParameterError]
 ) -> QuantizedProjection:
-    if not np.issubdtype(np.asarray(projection.delay).dtype, np.integer):
-        raise UnsupportedError(f"projection {name}.delay: found a delay that is not whole steps")
     _check_delay(f"projection {name}.delay", projection.delay, chip)
     real = np.asarray(projection.weight, dtype=np.float64)
     format = choose_format(name, real, bits, chip)
@@ -480,6 +488,8 @@ def _span(values: RealArray | IntArray) -> str:
 
 
 def _check_delay(name: str, delay: IntLike, chip: ChipSpec) -> None:
+    if not np.issubdtype(np.asarray(delay).dtype, np.integer):
+        raise UnsupportedError(f"{name}: found a delay that is not whole steps")
     low, high = int(np.min(delay, initial=0)), int(np.max(delay, initial=0))
     if low < 0 or high > chip.delay_max:
         raise FitError(f"{name}: found {low} to {high} steps, allowed 0 to {chip.delay_max}")

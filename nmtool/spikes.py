@@ -35,10 +35,10 @@ class SpikeTrain:
         bounds = (("sample", self.n_samples), ("step", self.n_steps), ("neuron", self.n_neurons))
         for name, bound in bounds:
             index = getattr(self, name)
-            if index.shape != self.sample.shape:
+            if index.ndim != 1 or index.shape != self.sample.shape:
                 raise ConfigError(
-                    f"SpikeTrain.{name}: found {index.shape[0]} entries, "
-                    f"allowed {self.sample.shape[0]}, one a spike"
+                    f"SpikeTrain.{name}: found shape {index.shape}, "
+                    f"allowed one axis of {self.sample.size}, one entry a spike"
                 )
             if index.size and (index.min() < 0 or index.max() >= bound):
                 raise ConfigError(
@@ -49,6 +49,17 @@ class SpikeTrain:
             raise ConfigError(
                 f"SpikeTrain: found {self.n_samples} samples without a sample axis, allowed 1"
             )
+        place = (self.sample * self.n_steps + self.step) * self.n_neurons + self.neuron
+        if np.any(np.diff(place) <= 0):
+            raise ConfigError(
+                "SpikeTrain: found spikes twice or out of order, allowed each once, sorted by "
+                "sample, then step, then neuron"
+            )
+        if self.payload is not None and self.payload.shape != self.sample.shape:
+            raise ConfigError(
+                f"SpikeTrain.payload: found shape {self.payload.shape}, "
+                f"allowed {self.sample.shape}, one a spike"
+            )
 
     @classmethod
     def from_raster(cls, raster: npt.ArrayLike) -> SpikeTrain:
@@ -58,6 +69,8 @@ class SpikeTrain:
             ConfigError: another number of axes, or a value that is not 0 or 1.
         """
         dense = np.asarray(raster)
+        if dense.dtype.kind not in "biuf":
+            raise ConfigError(f"spike raster: found values of type {dense.dtype}, allowed 0 and 1")
         if dense.ndim not in (2, 3):
             raise ConfigError(
                 f"spike raster: found shape {dense.shape}, "

@@ -25,7 +25,9 @@ MAX_BYTES = 1_000_000
 Model = TypeVar("Model", bound=BaseModel)
 Path_ = tuple[str | int, ...]
 
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*")
+DURATION = r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*"
+_DIRECTIVE = re.compile(r"\ufeff?(?:[ \t]*(?:#[^\n]*)?\r?\n)*%")
+_TAG = re.compile(r"!\S*")
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -35,7 +37,7 @@ def parse_duration(text: object) -> float:
     Raises:
         ValueError: no unit, or not a duration.
     """
-    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    match = re.fullmatch(DURATION, text) if isinstance(text, str) else None
     if match is None:
         raise ValueError("a duration with its unit, such as 500ms, 60s, 2m or 1h")
     return float(match[1]) * _SECONDS[match[2]]
@@ -86,6 +88,10 @@ def read_text(path: Path) -> str:
 def parse(text: str, path: str) -> Document:
     """Parse YAML text into a Document; problems of form are raised as one ConfigError."""
     document = Document(path)
+    if directive := _DIRECTIVE.match(text):
+        row = text.count("\n", 0, directive.end()) + 1
+        document.problems.append(((row, 1), "found a directive (%), allowed none"))
+        document.fail()
     yaml = YAML(typ="safe", pure=True)
     try:
         node = yaml.compose(text)
@@ -112,21 +118,18 @@ def _at(node: Node) -> tuple[int, int]:
 
 def _convert(node: Node, where: Path_, doc: Document, yaml: YAML, seen: set[int]) -> Any:
     doc.marks.setdefault(where, _at(node))
-    if id(node) in seen or node.anchor is not None:
-        doc.problems.append((_at(node), "found an anchor or alias, allowed plain values"))
+    if not _is_plain(node, doc, seen):
         return None
-    seen.add(id(node))
     if isinstance(node, ScalarNode):
         return _scalar(node, doc, yaml)
-    if not str(node.tag).startswith("tag:yaml.org,2002:"):
-        doc.problems.append((_at(node), f"found the tag {node.tag}, allowed no tags"))
-        return None
     if isinstance(node, SequenceNode):
         return [_convert(n, (*where, i), doc, yaml, seen) for i, n in enumerate(node.value)]
     assert isinstance(node, MappingNode)
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = key_node.value if isinstance(key_node, ScalarNode) else None
+        if not _is_plain(key_node, doc, seen):
+            continue
         if not isinstance(key, str):
             doc.problems.append((_at(key_node), "found a key that is not a word, allowed words"))
             continue
@@ -139,6 +142,18 @@ def _convert(node: Node, where: Path_, doc: Document, yaml: YAML, seen: set[int]
     return result
 
 
+def _is_plain(node: Node, doc: Document, seen: set[int]) -> bool:
+    """Whether a node has no anchor, no tag and is no alias; if not, that is a problem."""
+    if id(node) in seen or node.anchor is not None:
+        doc.problems.append((_at(node), "found an anchor or alias, allowed plain values"))
+        return False
+    seen.add(id(node))
+    if tag := _TAG.match(node.start_mark.buffer, node.start_mark.pointer):
+        doc.problems.append((_at(node), f"found the tag {tag[0]}, allowed no tags"))
+        return False
+    return True
+
+
 def _scalar(node: ScalarNode, doc: Document, yaml: YAML) -> Any:
     known = {"str", "int", "float", "bool", "null"}
     prefix, _, kind = str(node.tag).rpartition(":")
@@ -149,7 +164,7 @@ def _scalar(node: ScalarNode, doc: Document, yaml: YAML) -> Any:
         return None
     try:
         return yaml.constructor.construct_object(node)
-    except (ValueError, YAMLError):
+    except (ValueError, LookupError, YAMLError):
         doc.problems.append((_at(node), f"found {node.value!r}, allowed a value of {kind}"))
         return None
 
@@ -200,11 +215,17 @@ def validate(document: Document, model: type[Model]) -> Model:
         return model.model_validate(document.data)
     except ValidationError as error:
         for item in error.errors(include_url=False):
-            location = _in_document(item["loc"], document.data)
+            location = _in_document(_at_tag(item), document.data)
             text = _describe(item, location, model, document.data)
             document.problems.append((document.where(location), text))
         document.fail()
         raise AssertionError("a validation error without a problem") from error
+
+
+def _at_tag(item: ErrorDetails) -> Path_:
+    """Where a problem is; that of a tagged union is at its tag, such as ``kind``."""
+    discriminator = item.get("ctx", {}).get("discriminator")
+    return (*item["loc"], *([discriminator.strip("'")] if discriminator else []))
 
 
 def _in_document(location: Sequence[str | int], data: Any) -> Path_:
@@ -229,7 +250,10 @@ def _describe(item: ErrorDetails, location: Path_, model: type[BaseModel], data:
         close = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"{name}: found an unknown key, allowed {', '.join(allowed)}{hint}"
-    if kind == "missing":
+    if kind == "union_tag_invalid":
+        tag, expected = item["ctx"]["tag"], item["ctx"]["expected_tags"]
+        return f"{name}: found {tag!r}, allowed {expected}{_close_literal(expected, tag)}"
+    if kind in ("missing", "union_tag_not_found"):
         return f"{name}: found nothing, allowed a value (the key is required)"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     found = item["input"]
@@ -238,13 +262,13 @@ def _describe(item: ErrorDetails, location: Path_, model: type[BaseModel], data:
         if isinstance(found, str | int | float | bool | None)
         else "a " + ("mapping" if isinstance(found, Mapping) else "list")
     )
-    return f"{name}: found {shown}, allowed {message}{_close_literal(item, found)}"
+    expected = item.get("ctx", {}).get("expected", "") if kind == "literal_error" else ""
+    return f"{name}: found {shown}, allowed {message}{_close_literal(expected, found)}"
 
 
-def _close_literal(item: ErrorDetails, found: Any) -> str:
-    if item["type"] not in ("literal_error", "union_tag_invalid") or not isinstance(found, str):
+def _close_literal(expected: str, found: Any) -> str:
+    if not isinstance(found, str):
         return ""
-    expected = str(item.get("ctx", {}).get("expected", ""))
     known = re.findall(r"'([^']+)'", expected)
     close = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

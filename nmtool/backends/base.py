@@ -151,16 +151,21 @@ def resolve_probe(program: Program, probe: str | Probe | None) -> dict[Quantity,
     if probe is None:
         return {"spikes": program.network.outputs}
     if not isinstance(probe, str):
-        return {quantity: _known(program, tuple(names)) for quantity, names in probe.items()}
+        return {_quantity(q, q): _known(program, tuple(names)) for q, names in probe.items()}
     result: dict[Quantity, tuple[str, ...]] = {}
     for item in filter(None, (part.strip() for part in probe.split(","))):
         word, _, name = item.partition(":")
-        quantity = next((q for q in QUANTITIES if q == word), None)
-        if quantity is None:
-            raise ConfigError(f"probe {item}: found {word!r}, allowed {', '.join(QUANTITIES)}")
+        quantity = _quantity(item, word)
         names = (name,) if name else program.order
         result[quantity] = tuple(dict.fromkeys((*result.get(quantity, ()), *names)))
     return {quantity: _known(program, names) for quantity, names in result.items()}
+
+
+def _quantity(item: str, word: str) -> Quantity:
+    for quantity in QUANTITIES:
+        if quantity == word:
+            return quantity
+    raise ConfigError(f"probe {item}: found {word!r}, allowed {', '.join(QUANTITIES)}")
 
 
 def _known(program: Program, names: Sequence[str]) -> tuple[str, ...]:

@@ -76,10 +76,13 @@ def read_back(mantissa: IntArray, flips: IntArray, format: SynapseFormat) -> Int
 
 
 def draw(program: Program, faults: Faults) -> Defects:
-    """Draw the defects of a program; every kind has a stream of its own under the seed."""
+    """Draw the defects of a program; every kind has a stream of its own under the seed.
+
+    Names are taken in alphabetical order: one fingerprint and one seed give one set of defects.
+    """
     dead: dict[str, IntArray] = {}
     stuck: dict[str, IntArray] = {}
-    for index, (name, population) in enumerate(program.network.populations.items()):
+    for index, (name, population) in enumerate(sorted(program.network.populations.items())):
         rng = np.random.default_rng([faults.seed, 0, index])
         order = rng.permutation(population.size)
         n_dead = round(faults.dead_neurons * population.size)
@@ -93,7 +96,7 @@ def draw(program: Program, faults: Faults) -> Defects:
             projection.weight_bits,
             faults.weight_bit_flips,
         )
-        for index, (name, projection) in enumerate(program.network.projections.items())
+        for index, (name, projection) in enumerate(sorted(program.network.projections.items()))
     }
     return Defects(faults, dead, stuck, flips)
 

@@ -28,7 +28,7 @@ from nmtool.backends.base import (
 from nmtool.backends.faults import Defects, draw
 from nmtool.chip import Faults
 from nmtool.compiler import Program
-from nmtool.errors import BoardTimeout
+from nmtool.errors import BoardTimeout, ConfigError
 from nmtool.fixedpoint import CURRENT_DECAY_OFFSET as OFFSET
 from nmtool.fixedpoint import (
     BoolArray,
@@ -72,6 +72,7 @@ class _State:
     weights where its delay puts them when it is sent, as the chip's dendritic accumulators do.
     """
 
+    n_samples: int
     u: dict[str, IntArray]
     v: dict[str, IntArray]
     arriving: dict[str, list[FloatArray]]
@@ -112,10 +113,19 @@ class ReferenceSession(ManagedSession):
     def stream(
         self, spikes: SpikeTrain | Mapping[str, SpikeTrain], probe: str | Probe | None = None
     ) -> Recording:
-        """Run the next steps of one stream of samples; the state is kept between calls."""
+        """Run the next steps of one stream of samples; the state is kept between calls.
+
+        Raises:
+            ConfigError: another number of samples than the stream began with.
+        """
         batch = input_batch(self.program, spikes)
         if self._stream is None:
             self._stream = self._fresh(batch.n_samples)
+        if batch.n_samples != self._stream.n_samples:
+            raise ConfigError(
+                f"stream: found {batch.n_samples} samples, allowed {self._stream.n_samples} as at "
+                "its start; reset() begins another stream"
+            )
         return self._advance(self._stream, batch, probe, None)
 
     def write_weights(self, projection: str, mantissa: IntArray) -> int:
@@ -155,7 +165,7 @@ class ReferenceSession(ManagedSession):
         zero = {n: np.zeros((n_samples, p.size), np.int64) for n, p in net.populations.items()}
         depth = net.delay_max + 2
         arriving = {name: [np.zeros(z.shape) for _ in range(depth)] for name, z in zero.items()}
-        return _State(zero, dict(zero), arriving)
+        return _State(n_samples, zero, dict(zero), arriving)
 
     def _advance(
         self, state: _State, batch: InputBatch, probe: str | Probe | None, progress: Progress | None

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from nmtool.errors import ConfigError, NmtoolError, UsageError, WriteError
+from nmtool.errors import CheckFailed, ConfigError, NmtoolError, UsageError, WriteError
 from nmtool.yamlio import parse_duration
 
 TIMED_OUT, INTERRUPTED, TERMINATED, BUG = 124, 130, 143, 70
@@ -157,11 +157,13 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         raise Terminated
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = "--json" in arguments
+    as_json = _wants_json(arguments)
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
         command.main(args=arguments, prog_name="nmtool", standalone_mode=False)
         sys.stdout.flush()
+    except CheckFailed as error:
+        return _fail(str(error), error.exit_code, as_json=False)  # the result is printed already
     except NmtoolError as error:
         return _fail(str(error), error.exit_code, as_json)
     except click.exceptions.Exit as error:
@@ -171,7 +173,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message()} (see {where} --help)", 2, as_json)
     except click.ClickException as error:
         return _fail(error.format_message(), 2, as_json)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click exits with 1 when a pipe is closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return WriteError.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -197,6 +199,12 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether errors are documents too, as ``--json`` and NMTOOL_JSON say."""
+    flag = os.environ.get("NMTOOL_JSON", "").strip().lower()
+    return "--json" in arguments or flag in ("1", "true", "t", "yes", "y", "on")
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
@@ -264,6 +272,16 @@ def progress(options: Options, title: str) -> Iterator[Callable[..., None]]:
         yield update
 
 
+@contextlib.contextmanager
+def resumable(options: Options) -> Iterator[None]:
+    """Say how to go on where a long command is cut short."""
+    try:
+        yield
+    except (KeyboardInterrupt, TimedOut, Terminated):
+        note(options, "what is done is kept; the same command with --resume continues it")
+        raise
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A plain table; columns of numbers are right-aligned."""
     cells = [[str(value) for value in row] for row in rows]
@@ -285,17 +303,22 @@ def _is_number(text: str) -> bool:
 
 
 def read_array(path: str, what: str) -> Any:
-    """A .npy file without pickled objects.
+    """The array of a .npy file without pickled objects.
 
     Raises:
-        ConfigError: missing, not such a file, or holding objects.
+        ConfigError: missing, not such a file, empty, or holding objects.
     """
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise ConfigError(f"{what} {path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{what} {path}: not a .npy file of numbers ({reason})") from None
+    if not isinstance(array, np.ndarray):
+        raise ConfigError(f"{what} {path}: found several arrays (.npz), allowed one (.npy)")
+    if not array.size:
+        raise ConfigError(f"{what} {path}: found shape {array.shape}, allowed one sample or more")
+    return array

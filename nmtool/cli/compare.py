@@ -7,32 +7,26 @@ from pathlib import Path
 import click
 
 from nmtool import formats
-from nmtool.backends import Recording
-from nmtool.chip import load_hardware
-from nmtool.cli.common import Options, emit, table, verb, warn
+from nmtool.backends import Recording, check_target, get_backend
+from nmtool.backends.base import refuse_unsupported
+from nmtool.chip import HardwareConfig, load_hardware
+from nmtool.cli.common import Options, emit, progress, table, verb, warn
 from nmtool.cli.deploy import run
-from nmtool.cli.runs import Given, Run, gather_input
+from nmtool.cli.runs import Given, Run, gather_input, input_options
 from nmtool.compiler import Program
 from nmtool.errors import ArtifactError, CheckFailed, UsageError
 from nmtool.measure import Agreement, Difference, compare
 from nmtool.network import Network
 
 PROBE = "spikes,current,voltage"
+TRAINER = "trainer:"
 
 
 @click.command("compare")
 @click.argument("a")
 @click.argument("b")
 @click.option("--program", type=click.Path(), help="Program that the targets run.")
-@click.option("--data", metavar="NAME:SPLIT", help="Data set [default: the program's, test].")
-@click.option(
-    "--input",
-    "input_file",
-    type=click.Path(),
-    metavar="FILE.npy",
-    help="Spike rasters ([samples,] neurons, steps), or raw samples with --encode.",
-)
-@click.option("--encode", is_flag=True, help="--input holds raw samples for the encoding.")
+@input_options
 @verb
 def command(
     a: str,
@@ -49,10 +43,12 @@ def command(
     trainer's integer forward pass (trainer:RUN).
     """
     loaded: Program | None = formats.load_as(program, Program) if program else None
+    source = _Source(loaded, data, input_file, encode, options)
     if options.dry_run:
+        source.check(a)
+        source.check(b)
         emit(options, "compare", {"dry_run": True}, f"{a} and {b} would be compared")
         return
-    source = _Source(loaded, data, input_file, encode, options)
     left, right = source.recording(a), source.recording(b)
     _check_programs(a, left, b, right)
     order = loaded.order if loaded else None
@@ -83,28 +79,53 @@ class _Source:
         self._options = options
 
     def recording(self, operand: str) -> Recording:
-        if operand.startswith("trainer:"):
-            return self._trainer(Path(operand.removeprefix("trainer:")))
-        if operand.endswith((".h5", ".hdf5")):
+        if operand.startswith(TRAINER):
+            return self._trainer(self._network(operand))
+        if _is_file(operand):
             loaded: Recording = formats.load_as(operand, Recording)
             return loaded
+        program, hardware = self._target(operand)
+        return run(program, hardware, self._given(program), PROBE, self._options)
+
+    def check(self, operand: str) -> None:
+        """Everything about an operand that can be checked without running it."""
+        if operand.startswith(TRAINER):
+            self._given(self._network(operand))
+        elif _is_file(operand):
+            formats.load_as(operand, Recording)
+        else:
+            program, hardware = self._target(operand)
+            check_target(program, hardware)
+            refuse_unsupported(get_backend(hardware), program)
+            self._given(program)
+
+    def _target(self, operand: str) -> tuple[Program, HardwareConfig]:
         hardware = load_hardware(operand, self._options.hardware_overrides())
         if self._program is None:
             raise UsageError(f"{operand}: a target needs --program, which it runs")
-        return run(self._program, hardware, self._given(self._program), PROBE, self._options)
+        return self._program, hardware
+
+    def _network(self, operand: str) -> Network:
+        path = Path(operand.removeprefix(TRAINER))
+        network: Network = formats.load_as(Run(path).network if path.is_dir() else path, Network)
+        return network
 
     def _given(self, owner: Program | Network) -> Given:
         network = owner.network if isinstance(owner, Program) else owner
         return gather_input(network, *self._input)
 
-    def _trainer(self, folder: Path) -> Recording:
+    def _trainer(self, network: Network) -> Recording:
         from nmtool.chip import load_chip
-        from nmtool.training.slayer import record
 
-        path = Run(folder).network if folder.is_dir() else folder
-        network: Network = formats.load_as(path, Network)
         chip = load_chip(self._program.chip if self._program else "loihi2")
-        return record(network, chip, self._given(network).spikes)
+        with progress(self._options, "run the trainer's forward") as update:
+            from nmtool.training.slayer import record
+
+            return record(network, chip, self._given(network).spikes, update)
+
+
+def _is_file(operand: str) -> bool:
+    return operand.endswith((".h5", ".hdf5"))
 
 
 def _check_programs(a: str, left: Recording, b: str, right: Recording) -> None:

@@ -14,6 +14,7 @@ from nmtool.chip import ChipSpec, HardwareConfig, load_chip, load_hardware, ship
 from nmtool.cli.common import Options, emit, table, verb, warn
 from nmtool.cli.runs import load_network
 from nmtool.compiler import Program, compile_program
+from nmtool.errors import UsageError
 from nmtool.formats.container import refuse_overwrite
 from nmtool.provenance import provenance, sha256
 
@@ -73,6 +74,8 @@ def _target(name: str, options: Options) -> tuple[HardwareConfig | None, ChipSpe
     """A target and its chip, or a chip alone."""
     overrides = options.hardware_overrides()
     if name in shipped("chips") and name not in shipped("targets"):
+        if overrides:
+            raise UsageError(f"-s hw.{overrides[0]}: {name} is a chip, allowed for targets")
         return None, load_chip(name)
     hardware = load_hardware(name, overrides)
     return hardware, load_chip(hardware.chip)

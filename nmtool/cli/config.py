@@ -67,6 +67,7 @@ def _check_file(path: Path, options: Options) -> str:
 
 @command.command("schema")
 @click.argument("kind", type=click.Choice([*KINDS]), default="experiment")
-def schema(kind: str) -> None:
+@verb
+def schema(kind: str, options: Options) -> None:  # noqa: ARG001 (every verb has them)
     """Print the JSON Schema of a KIND of file, for editors."""
     click.echo(json.dumps(KINDS[kind].model_json_schema(by_alias=True), indent=2))

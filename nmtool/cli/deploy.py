@@ -13,7 +13,7 @@ from nmtool.backends import Recording, check_target, get_backend, open_session, 
 from nmtool.backends.base import Probe, refuse_unsupported
 from nmtool.chip import HardwareConfig, load_hardware
 from nmtool.cli.common import Options, emit, note, progress, table, verb, warn
-from nmtool.cli.runs import Given, gather_input
+from nmtool.cli.runs import Given, gather_input, input_options
 from nmtool.compiler import Program
 from nmtool.config import Check
 from nmtool.errors import CheckFailed
@@ -25,15 +25,7 @@ from nmtool.provenance import provenance
 @click.command("deploy")
 @click.argument("program", type=click.Path())
 @click.option("--hw", required=True, help="Target by name or YAML file.")
-@click.option("--data", metavar="NAME:SPLIT", help="Data set [default: the program's, test].")
-@click.option(
-    "--input",
-    "input_file",
-    type=click.Path(),
-    metavar="FILE.npy",
-    help="Spike rasters ([samples,] neurons, steps), or raw samples with --encode.",
-)
-@click.option("--encode", is_flag=True, help="--input holds raw samples for the encoding.")
+@input_options
 @click.option("--labels", type=click.Path(), metavar="FILE.npy", help="Classes of --input.")
 @click.option("--probe", help="What to record: spikes,current,voltage, or voltage:NAME.")
 @click.option("-o", "--output", type=click.Path(), help="Recording file.")

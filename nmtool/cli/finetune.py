@@ -13,7 +13,7 @@ from nmtool import formats
 from nmtool.backends import check_target, get_backend
 from nmtool.backends.base import refuse_unsupported
 from nmtool.chip import HardwareConfig, load_chip, load_hardware
-from nmtool.cli.common import Options, emit, note, progress, table, verb
+from nmtool.cli.common import Options, emit, note, progress, resumable, table, verb
 from nmtool.cli.runs import Run
 from nmtool.compiler import Program, compile_program
 from nmtool.config import Experiment
@@ -127,7 +127,7 @@ def _study(
         name: projection.weight.astype(np.float64)
         for name, projection in network.projections.items()
     }
-    with progress(options, f"finetune on {hardware.name}") as update:
+    with progress(options, f"finetune on {hardware.name}") as update, resumable(options):
         study = Study(experiment, program, shadow, hardware, healthy, folder, update)
         result = study.run()
     document: dict[str, Any] = {

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import click
+import numpy as np
 
 from nmtool import formats
 from nmtool.cli.common import read_array
@@ -81,6 +85,25 @@ def load_network(path: Path) -> Network | QuantizedNetwork:
     return artifact
 
 
+def input_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that name the samples a target is given; see ``gather_input``."""
+    for option in (
+        click.option("--encode", is_flag=True, help="--input holds raw samples for the encoding."),
+        click.option(
+            "--input",
+            "input_file",
+            type=click.Path(),
+            metavar="FILE.npy",
+            help="Spike rasters ([samples,] neurons, steps), or raw samples with --encode.",
+        ),
+        click.option(
+            "--data", metavar="NAME:SPLIT", help="Data set [default: the program's, test]."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 @dataclass(frozen=True)
 class Given:
     """Input spikes, their labels where known, and where they are from."""
@@ -116,8 +139,21 @@ def gather_input(
         spikes = encode(values, network.data.encoding)
     else:
         spikes = SpikeTrain.from_raster(values)
-    labels = read_array(labels_file, "--labels") if labels_file else None
+    labels = _labels(labels_file, network) if labels_file else None
     return Given(spikes, labels, input_file)
+
+
+def _labels(path: str, network: QuantizedNetwork | Network) -> IntArray:
+    labels = read_array(path, "--labels")
+    if labels.dtype.kind not in "iu":
+        raise ConfigError(f"--labels {path}: found values of type {labels.dtype}, allowed integers")
+    per_class = network.readout.neurons_per_class if network.readout else 1
+    last = network.sizes[network.outputs[0]] // per_class - 1
+    if labels.min() < 0 or labels.max() > last:
+        raise ConfigError(
+            f"--labels {path}: found {labels.min()} to {labels.max()}, allowed 0 to {last}"
+        )
+    return np.asarray(labels, dtype=np.int64)
 
 
 def _from_data_set(network: QuantizedNetwork | Network, data: str | None) -> Given:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nmtool.cli.common import Options, emit, note, progress, table, verb, warn
+from nmtool.cli.common import Options, emit, note, progress, resumable, table, verb, warn
 from nmtool.cli.runs import Run
 from nmtool.config import Experiment, load_experiment, resolved_json
 from nmtool.errors import UsageError
@@ -45,10 +45,13 @@ def command(experiment: str, output: str | None, resume: bool, options: Options)
             f"{run.checkpoint}: an interrupted training is here; use --resume to continue it, or "
             "--force to start afresh"
         )
-    from nmtool.backends.lava.compat import prepare_slayer
-    from nmtool.training.build import build_network
+    with progress(options, "load SLAYER"):
+        from nmtool.backends.lava.compat import prepare_slayer
 
-    prepare_slayer()
+        prepare_slayer()
+        from nmtool.training.build import build_network
+        from nmtool.training.trainer import train as _  # noqa: F401
+
     network = build_network(config, Path(experiment).parent)
     if options.dry_run:
         _report_dry_run(options, config, network)
@@ -93,9 +96,9 @@ def _train(
             )
 
     chip = load_chip(CHIP)
-    with progress(options, f"train {config.name}") as update:
+    with progress(options, f"train {config.name}") as update, resumable(options):
         trained, state = train(config, network, chip, state, update, save)
-    document = _metrics(config, trained, state, chip)
+        document = _metrics(config, trained, state, chip)
     formats.save(run.network, trained)
     facts = {
         "seed": config.seed,

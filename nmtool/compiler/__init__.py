@@ -8,7 +8,7 @@ from typing import Any
 from nmtool.chip import ChipSpec
 from nmtool.compiler import rules
 from nmtool.compiler.program import Program, ResetSchedule
-from nmtool.errors import ArtifactError
+from nmtool.errors import ArtifactError, ConfigError
 from nmtool.network import Network
 from nmtool.quantization import QuantizedNetwork, quantize, state_bounds
 
@@ -30,6 +30,7 @@ def compile_program(
 
     Raises:
         FitError: a value or a network that the chip cannot hold.
+        ConfigError: fewer than one step.
         ArtifactError: a QuantizedNetwork made for another chip.
     """
     if isinstance(network, Network):
@@ -42,6 +43,8 @@ def compile_program(
                 "quantise the original network again"
             )
     rules.check(quantized, chip)
+    if n_steps is not None and n_steps < 1:
+        raise ConfigError(f"compile: found {n_steps} steps, allowed 1 or more")
     steps = n_steps or (quantized.data.encoding.steps if quantized.data else DEFAULT_STEPS)
     return Program(
         quantized,

@@ -16,7 +16,10 @@ def encode(values: npt.ArrayLike, encoding: Encoding) -> SpikeTrain:
     Raises:
         ConfigError: another shape, or values outside [0, 1].
     """
-    intensity = np.asarray(values, dtype=np.float64)
+    samples = np.asarray(values)
+    if samples.dtype.kind not in "biuf":
+        raise ConfigError(f"raw samples: found values of type {samples.dtype}, allowed numbers")
+    intensity = samples.astype(np.float64)
     if intensity.ndim != 2:
         raise ConfigError(
             f"raw samples: found shape {intensity.shape}, allowed (samples, features)"

@@ -35,10 +35,19 @@ def save(path: str | Path, artifact: Artifact) -> None:
 
     Raises:
         WriteError: it cannot be written.
+        TypeError: not an artifact.
     """
-    schema, write, _ = next(f for f in _FORMATS if isinstance(artifact, f[2]))
+    schema, write = _format_of(artifact)
     arrays: Arrays = {}
     write_container(Path(path), Container(schema, write(artifact, arrays), arrays))
+
+
+def _format_of(artifact: object) -> tuple[str, Callable[[Any, Arrays], dict[str, Any]]]:
+    for schema, write, kind in _FORMATS:
+        if isinstance(artifact, kind):
+            return schema, write
+    allowed = ", ".join(kind.__name__ for _, _, kind in _FORMATS)
+    raise TypeError(f"save: found a {type(artifact).__name__}, allowed {allowed}")
 
 
 def load(path: str | Path) -> Artifact:

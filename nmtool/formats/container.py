@@ -1,13 +1,19 @@
-"""HDF5 containers: one JSON header and named arrays, checksummed, written whole or not at all."""
+"""HDF5 containers: one JSON header and named arrays, checksummed, written whole or not at all.
+
+A file starts with a user block of 512 bytes, which HDF5 tools skip: the SHA-256 of all that follows
+it. It is verified before the HDF5 library sees a byte, because damage can crash that library; for
+the same reason files are put together in memory, where no disk can be full.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +29,9 @@ MAX_BYTES = 4 << 30
 """More than this is refused before anything is allocated."""
 
 _ALLOWED_KINDS = "biuf"
+_BLOCK = 512
+_MAGIC = b"nmtool container, sha256 after these 512 bytes: "
+_HDF5 = b"\x89HDF"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +96,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_container(path: Path, container: Container) -> None:
     """Write a container; arrays of more than 64 elements are compressed without loss."""
-    header = json.dumps(container.header, sort_keys=True)
-    with writing(path) as temporary, h5py.File(temporary, "w") as file:
+    header = json.dumps(container.header).encode()
+    image = io.BytesIO()
+    with h5py.File(image, "w", userblock_size=_BLOCK) as file:
         file.attrs["schema"] = container.schema
-        file.attrs["sha256"] = _digest(container.schema, header, container.arrays)
-        file.create_dataset("header", data=np.frombuffer(header.encode(), dtype=np.uint8))
+        file.create_dataset("header", data=np.frombuffer(header, dtype=np.uint8))
         for name, array in container.arrays.items():
             options = {"compression": "gzip", "shuffle": True} if array.size > 64 else {}
             file.create_dataset(f"arrays/{name}", data=_stored(array), track_times=False, **options)
+    content = image.getbuffer()[_BLOCK:]
+    with writing(path) as temporary, temporary.open("wb") as target:
+        target.write(_user_block(content))
+        target.write(content)
 
 
 def read_container(path: Path) -> Container:
@@ -103,34 +116,56 @@ def read_container(path: Path) -> Container:
     Raises:
         ArtifactError: missing, not such a file, too large, or damaged.
     """
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file")
+    image = _verified(path)
     try:
-        with h5py.File(path, "r") as file:
-            schema, digest = file.attrs.get("schema"), file.attrs.get("sha256")
-            if not isinstance(schema, str) or not schema.startswith("nmtool."):
-                raise ArtifactError(f"{path}: an HDF5 file, but not one of nmtool's")
+        with h5py.File(io.BytesIO(image), "r") as file:
             names, total = _sizes(file)
             if total > MAX_BYTES:
                 raise ArtifactError(f"{path}: found {total} bytes of arrays, allowed {MAX_BYTES}")
-            header = bytes(np.asarray(file["header"])).decode()
+            header = json.loads(bytes(np.asarray(file["header"])))
             arrays = {name: np.asarray(file[f"arrays/{name}"]) for name in names}
-            arrays = {
-                name: a.astype(np.bool_) if file[f"arrays/{name}"].dtype == np.bool_ else a
-                for name, a in arrays.items()
-            }
+            return Container(str(file.attrs["schema"]), header, arrays)
     except ArtifactError:
         raise
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"{path}: damaged, or not an HDF5 file ({reason})") from None
-    if digest != _digest(schema, header, arrays):
+        raise ArtifactError(f"{path}: damaged ({reason})") from None
+
+
+_DAMAGE = (
+    *(OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError),
+    *(MemoryError, OverflowError),
+)
+
+
+def _verified(path: Path) -> bytes:
+    """The bytes of a file whose checksum holds."""
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file")
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ArtifactError(f"{path}: found {size} bytes, allowed {MAX_BYTES}")
+        image = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+    if image.startswith(_HDF5):
+        raise ArtifactError(f"{path}: an HDF5 file, but not one of nmtool's")
+    if not image.startswith(_MAGIC):
+        raise ArtifactError(f"{path}: damaged, or not one of nmtool's files")
+    if image[:_BLOCK] != _user_block(memoryview(image)[_BLOCK:]):
         raise ArtifactError(f"{path}: damaged: its checksum does not match its content")
-    return Container(schema, json.loads(header), arrays)
+    return image
+
+
+def _user_block(content: memoryview) -> bytes:
+    line = _MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n"
+    return line.ljust(_BLOCK, b"\0")
 
 
 def _sizes(file: h5py.File) -> tuple[list[str], int]:
     names: list[str] = []
+    if file["header"].dtype != np.uint8:
+        raise ValueError(f"the header has the type {file['header'].dtype}")
     total = int(file["header"].nbytes)
 
     def visit(name: str, node: object) -> None:
@@ -150,16 +185,3 @@ def _stored(array: Array) -> Array:
     if array.dtype.kind not in _ALLOWED_KINDS:
         raise TypeError(f"arrays of type {array.dtype} are not stored")
     return array
-
-
-def _digest(schema: str, header: str, arrays: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256(f"{schema}\0{header}\0".encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        little = array.astype(array.dtype.newbyteorder("<"))
-        digest.update(f"{name}\0{little.dtype.str}\0{array.shape}\0".encode())
-        digest.update(little.tobytes())
-    return digest.hexdigest()
-
-
-Writer = Callable[[Any], Container]

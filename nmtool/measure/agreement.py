@@ -91,7 +91,7 @@ def compare(
             f"compare: found spikes of {[*a.spikes]} and of {[*b.spikes]}, "
             "allowed recordings with a population in common"
         )
-    missing = tuple(sorted(set(a.spikes) ^ set(b.spikes)))
+    missing = tuple(sorted({*a.spikes, *b.spikes} - {*names}))
     results: list[PopulationAgreement] = []
     first: Difference | None = None
     for name in names:

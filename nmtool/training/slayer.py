@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nmtool.backends.base import Recording
+from nmtool.backends.base import Progress, Recording
 from nmtool.backends.lava.compat import prepare_slayer
 from nmtool.chip import ChipSpec
 from nmtool.config import Surrogate
@@ -32,8 +32,10 @@ from nmtool.quantization import (
 )
 from nmtool.spikes import SpikeTrain
 
+RECORD_BATCH = 64
 
-class _RoundBias(torch.nn.Module):
+
+class _Bias(torch.nn.Module):
     """Adds the population's bias to the current that the voltage sees."""
 
     def __init__(self, bias: torch.Tensor) -> None:
@@ -89,7 +91,7 @@ class SlayerNetwork(torch.nn.Module):
             block.synapse.pre_hook_fx = partial(self._round, projection_name)
             if population.bias is not None:
                 bias = quantized.populations[name].bias / STATE_SCALE
-                block.neuron.norm = _RoundBias(torch.tensor(bias, dtype=torch.float32))
+                block.neuron.norm = _Bias(torch.tensor(bias, dtype=torch.float32))
             self.blocks[name] = block
         self.load({name: p.weight for name, p in network.projections.items()})
 
@@ -189,8 +191,15 @@ def with_weights(network: Network, weights: dict[str, Any]) -> Network:
     return replace(network, projections=projections)
 
 
-def record(network: Network, chip: ChipSpec, spikes: SpikeTrain, chunk: int = 128) -> Recording:
+def record(
+    network: Network,
+    chip: ChipSpec,
+    spikes: SpikeTrain,
+    progress: Progress = lambda done, total: None,
+) -> Recording:
     """The trainer's integer forward pass as a Recording: spikes, u and v of every population.
+
+    ``progress`` is called with (samples done, samples in all).
 
     Raises:
         FitError: a state left the chip's 24 bits, where SLAYER (which has no such register) and
@@ -198,38 +207,37 @@ def record(network: Network, chip: ChipSpec, spikes: SpikeTrain, chunk: int = 12
     """
     model = SlayerNetwork(network, chip, Surrogate()).eval()
     raster = torch.from_numpy(spikes.batch().astype(np.float32))
-    parts: dict[str, list[list[np.ndarray[Any, Any]]]] = {n: [[], [], []] for n in model.feed}
+    parts: dict[str, list[_States]] = {name: [] for name in model.feed}
     with torch.no_grad():
-        for start in range(0, len(raster), chunk):
-            for name, (fired, current, voltage) in model.states(
-                raster[start : start + chunk]
-            ).items():
-                _check_range(name, current, voltage)
-                bias = network.populations[name].bias is not None
-                added = model.blocks[name].neuron.norm.bias.reshape(1, -1, 1) if bias else 0.0
-                after = torch.where(fired > 0, torch.zeros_like(voltage), voltage)
-                for part, value in zip(
-                    parts[name], (fired > 0, current - added, after), strict=True
-                ):
-                    part.append(value.numpy())
-    stacked = {n: [np.concatenate(part) for part in three] for n, three in parts.items()}
-    scale = float(STATE_SCALE)
+        for start in range(0, len(raster), RECORD_BATCH):
+            batch = raster[start : start + RECORD_BATCH]
+            for name, states in model.states(batch).items():
+                _check_range(name, states[1], states[2])
+                parts[name].append(_chip_units(model, name, states))
+            progress(start + len(batch), len(raster))
     axis = slice(None) if spikes.batched else 0
-    return Recording(
-        {n: SpikeTrain.from_raster(three[0][axis]) for n, three in stacked.items()},
-        {
-            n: (three[1][axis].astype(np.float64) * scale).astype(np.int64)
-            for n, three in stacked.items()
-        },
-        {
-            n: (three[2][axis].astype(np.float64) * scale).astype(np.int64)
-            for n, three in stacked.items()
-        },
-        "trainer",
-        "",
-        spikes.n_steps,
-        0.0,
+    fired, current, voltage = (
+        {name: np.concatenate([part[k] for part in chunks])[axis] for name, chunks in parts.items()}
+        for k in range(3)
     )
+    trains = {name: SpikeTrain.from_raster(raster) for name, raster in fired.items()}
+    return Recording(trains, current, voltage, "trainer", "", spikes.n_steps, 0.0)
+
+
+_States = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+def _chip_units(
+    model: SlayerNetwork, name: str, states: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> _States:
+    """Spikes, and u and v after the reset as the chip's integers."""
+    fired, current, voltage = (state.numpy() for state in states)
+    if model.network.populations[name].bias is not None:
+        current = current - model.blocks[name].neuron.norm.bias.numpy()
+    spikes = fired > 0
+    u = (current.astype(np.float64) * STATE_SCALE).astype(np.int64)
+    v = (voltage.astype(np.float64) * STATE_SCALE).astype(np.int64)
+    return spikes, u, np.where(spikes, 0, v)
 
 
 def _check_range(name: str, current: torch.Tensor, voltage: torch.Tensor) -> None:

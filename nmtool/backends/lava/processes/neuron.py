@@ -9,11 +9,11 @@ from lava.proc.lif.models import PyLifModelBitAcc
 from lava.proc.lif.process import LIF
 
 
-class HeldLIF(LIF):  # type: ignore[misc]
+class HeldLIF(LIF):
     """Lava's LIF, with the parameter ``tape`` (:class:`nmtool.backends.lava.shared.Tape`)."""
 
 
-class HeldLifModel(PyLifModelBitAcc):  # type: ignore[misc]
+class HeldLifModel(PyLifModelBitAcc):
     """Lava's bit-accurate LIF model, its arithmetic unmodified.
 
     Between samples it receives, so that nothing stays in flight, and neither integrates nor

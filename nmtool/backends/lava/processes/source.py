@@ -15,7 +15,7 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 
-class SharedSource(AbstractProcess):  # type: ignore[misc]
+class SharedSource(AbstractProcess):
     """Sends row after row of ``raster`` (rows, n), and nothing in the holds between samples.
 
     Unlike Lava's RingBuffer it can be given new rows while Lava is paused, and keeps one byte per
@@ -30,7 +30,7 @@ class SharedSource(AbstractProcess):  # type: ignore[misc]
 @implements(proc=SharedSource, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class SharedSourceModel(PyLoihiProcessModel):  # type: ignore[misc]
+class SharedSourceModel(PyLoihiProcessModel):
     """The only model of SharedSource."""
 
     s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32)

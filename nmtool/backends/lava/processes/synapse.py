@@ -13,11 +13,11 @@ from lava.proc.dense.models import PyDelayDenseModelBitAcc, PyDenseModelBitAcc
 from lava.proc.dense.process import DelayDense, Dense
 
 
-class LiveDense(Dense):  # type: ignore[misc]
+class LiveDense(Dense):
     """Lava's Dense, with the parameter ``live``: LiveWeights."""
 
 
-class LiveDelayDense(DelayDense):  # type: ignore[misc]
+class LiveDelayDense(DelayDense):
     """Lava's DelayDense, with the parameter ``live``: LiveWeights."""
 
 
@@ -39,14 +39,14 @@ class _Refreshing:
         super().run_spk()  # type: ignore[misc]
 
 
-class LiveDenseModel(_Refreshing, PyDenseModelBitAcc):  # type: ignore[misc]
+class LiveDenseModel(_Refreshing, PyDenseModelBitAcc):
     """Lava's bit-accurate Dense model with replaceable weights."""
 
     # Protocol, resources and tags are inherited; Lava's decorators refuse a subclass.
     implements_process = LiveDense
 
 
-class LiveDelayDenseModel(_Refreshing, PyDelayDenseModelBitAcc):  # type: ignore[misc]
+class LiveDelayDenseModel(_Refreshing, PyDelayDenseModelBitAcc):
     """Lava's bit-accurate DelayDense model with replaceable weights."""
 
     implements_process = LiveDelayDense
