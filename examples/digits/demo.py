@@ -19,9 +19,15 @@ HERE = Path(__file__).parent
 COLUMNS = ("fault_free", "transfer", "simulation", "readout", "loop")
 SHORT = {
     "train": ["-s", "train.epochs=3", "-s", "checks=[]"],
-    "finetune": ["-s", "finetune.rounds=2", "-s", "finetune.readout_rounds=1",
-                 "-s", "finetune.seeds=2"],
-}  # fmt: skip
+    "finetune": [
+        "-s",
+        "finetune.rounds=2",
+        "-s",
+        "finetune.readout_rounds=1",
+        "-s",
+        "finetune.seeds=2",
+    ],
+}
 
 
 def main() -> int:
@@ -63,8 +69,10 @@ def _commands(run: Path, extra: dict[str, list[str]], force: bool) -> dict[str, 
         print(f"$ nmtool {' '.join(words)}", file=sys.stderr)
         done = subprocess.run(
             [sys.executable, "-m", "nmtool", *words, "--json"],
-            stdout=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         if done.returncode not in (0, 1) or not done.stdout:
             raise SystemExit(done.returncode)
         return json.loads(done.stdout.split("\n}\n")[0] + "\n}")
@@ -88,13 +96,26 @@ def _commands(run: Path, extra: dict[str, list[str]], force: bool) -> dict[str, 
         "compile", str(run), "--hw", "loihi2-faulty", "-o", faulty, *again
     )
     results["faulty"] = nmtool(
-        "deploy", faulty, "--hw", "loihi2-faulty", "--probe", "spikes",
-        "-o", recordings["faulty"], *again,
-    )  # fmt: skip
+        "deploy",
+        faulty,
+        "--hw",
+        "loihi2-faulty",
+        "--probe",
+        "spikes",
+        "-o",
+        recordings["faulty"],
+        *again,
+    )
     results["finetune"] = nmtool(
-        "finetune", str(run), "--hw", "loihi2-faulty", "--program", faulty,
-        *extra.get("finetune", []), *again,
-    )  # fmt: skip
+        "finetune",
+        str(run),
+        "--hw",
+        "loihi2-faulty",
+        "--program",
+        faulty,
+        *extra.get("finetune", []),
+        *again,
+    )
     return results
 
 
@@ -123,10 +144,12 @@ def _failures(summary: dict[str, Any], short: bool) -> list[str]:
     bars = {
         "no differing spike": not any(summary["differing_spikes"].values()),
         "same accuracy after quantising, on reference and on lava-sim": (
-            accuracy["trained"] == accuracy["quantized"] == accuracy["reference"]
+            accuracy["trained"]
+            == accuracy["quantized"]
+            == accuracy["reference"]
             == accuracy["lava_sim"]
         ),
-    }  # fmt: skip
+    }
     if not short:
         bars |= {
             "trained accuracy of 96 %": accuracy["trained"] >= 0.96,
@@ -177,8 +200,8 @@ def _draw_spikes(path: Path, recording_file: Path) -> None:
     for axis, (name, raster) in zip(axes[1:], rasters.items(), strict=True):
         neuron, step = raster.nonzero()
         axis.scatter(step, neuron, s=4, marker="|", color="black")
-        axis.set(title=f"{name}: {len(step)} spikes", xlabel="step", ylabel="neuron",
-                 xlim=(-0.5, raster.shape[1] - 0.5), ylim=(raster.shape[0] - 0.5, -0.5))  # fmt: skip
+        axis.set(title=f"{name}: {len(step)} spikes", xlabel="step", ylabel="neuron")
+        axis.set(xlim=(-0.5, raster.shape[1] - 0.5), ylim=(raster.shape[0] - 0.5, -0.5))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -195,21 +218,29 @@ def _draw_rounds(path: Path, finetune: dict[str, Any], summary: dict[str, Any]) 
     for name, style in (("fault_free", ":"), ("transfer", "--")):
         mean = summary["faulty"][name]["mean"]
         axis.axhline(mean, color="gray", linestyle=style, label=f"{name} (test, no training)")
-    labels = {"simulation": "simulation (on the healthy simulator)", "readout": "readout (target)",
-              "loop": "loop (target)"}  # fmt: skip
+    labels = {
+        "simulation": "simulation (on the healthy simulator)",
+        "readout": "readout (target)",
+        "loop": "loop (target)",
+    }
     for name, label in labels.items():
-        curves = np.array([
-            [entry["validation_accuracy"] for entry in rounds]
-            for key, rounds in finetune["rounds"].items()
-            if key.split("-seed")[0] == name
-        ])  # fmt: skip
+        curves = np.array(
+            [
+                [entry["validation_accuracy"] for entry in rounds]
+                for key, rounds in finetune["rounds"].items()
+                if key.split("-seed")[0] == name
+            ]
+        )
         x = np.arange(curves.shape[1])
         (line,) = axis.plot(x, curves.mean(axis=0), marker="o", markersize=3, label=label)
         axis.fill_between(
             x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.15
         )
-    axis.set(xlabel="round (one pass over the training samples)", ylabel="validation accuracy",
-             title="Learning from measured spikes: 4-bit weights, invented defects")  # fmt: skip
+    axis.set(
+        xlabel="round (one pass over the training samples)",
+        ylabel="validation accuracy",
+        title="Learning from measured spikes: 4-bit weights, invented defects",
+    )
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -6,7 +6,7 @@ from nmtool.backends.base import Backend, Probe, Progress, Recording, Session, r
 from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import HardwareConfig
 from nmtool.compiler import Program
-from nmtool.errors import ArtifactError, UnsupportedError
+from nmtool.errors import ArtifactError, DependencyError, UnsupportedError
 
 __all__ = [
     "Backend",
@@ -35,8 +35,11 @@ def get_backend(hardware: HardwareConfig) -> Backend:
             "allowed with the backend reference"
         )
     if hardware.backend == "lava-sim":
+        from nmtool.backends.lava.compat import lava_missing
         from nmtool.backends.lava.sim import LavaSimBackend
 
+        if reason := lava_missing():
+            raise DependencyError(reason)
         return LavaSimBackend(hardware.timeouts.load, hardware.timeouts.run)
     raise UnsupportedError(
         f"target {hardware.name}: found the backend {hardware.backend}, which this version does "

@@ -11,7 +11,7 @@ from nmtool.backends import Recording, check_target, get_backend
 from nmtool.backends.base import refuse_unsupported
 from nmtool.chip import HardwareConfig, load_hardware
 from nmtool.cli.common import Options, emit, progress, table, verb, warn
-from nmtool.cli.deploy import run
+from nmtool.cli.deploy import run, thresholds
 from nmtool.cli.runs import Given, Run, gather_input, input_options
 from nmtool.compiler import Program
 from nmtool.errors import ArtifactError, CheckFailed, UsageError
@@ -25,7 +25,7 @@ TRAINER = "trainer:"
 @click.command("compare")
 @click.argument("a")
 @click.argument("b")
-@click.option("--program", type=click.Path(), help="Program that the targets run.")
+@click.option("--program", type=click.Path(readable=False), help="Program that the targets run.")
 @input_options
 @verb
 def command(
@@ -51,11 +51,8 @@ def command(
         return
     left, right = source.recording(a), source.recording(b)
     _check_programs(a, left, b, right)
-    order = loaded.order if loaded else None
-    thresholds = (
-        {name: p.threshold for name, p in loaded.network.populations.items()} if loaded else None
-    )
-    result = compare(left, right, order, thresholds)
+    known = thresholds(loaded) if loaded else _recorded_thresholds(left, right)
+    result = compare(left, right, [*known] or None, known)
     if result.missing:
         warn(f"not compared, recorded on one side only: {', '.join(result.missing)}")
     emit(options, "compare", {"a": a, "b": b, **result.as_json()}, _text(a, b, result))
@@ -122,6 +119,12 @@ class _Source:
             from nmtool.training.slayer import record
 
             return record(network, chip, self._given(network).spikes, update)
+
+
+def _recorded_thresholds(*recordings: Recording) -> dict[str, int]:
+    """Threshold mantissas by population, in data-flow order, from the first that has them."""
+    known = (recording.provenance.get("thresholds") for recording in recordings)
+    return next((dict(found) for found in known if found), {})
 
 
 def _is_file(operand: str) -> bool:

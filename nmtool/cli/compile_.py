@@ -20,9 +20,11 @@ from nmtool.provenance import provenance, sha256
 
 
 @click.command("compile")
-@click.argument("source", type=click.Path())
+@click.argument("source", type=click.Path(readable=False))
 @click.option("--hw", required=True, help="Target, or chip, by name or YAML file.")
-@click.option("-o", "--output", type=click.Path(), help="Program file [default: beside SOURCE].")
+@click.option(
+    "-o", "--output", type=click.Path(readable=False), help="Program file [default: beside SOURCE]."
+)
 @click.option(
     "--steps",
     type=click.IntRange(1, 1_000_000),

@@ -32,7 +32,7 @@ def command() -> None:
 
 
 @command.command("check")
-@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.argument("files", nargs=-1, required=True, type=click.Path(readable=False))
 @verb
 def check(files: tuple[str, ...], options: Options) -> None:
     """Check FILES; every problem is shown as file:line:column."""

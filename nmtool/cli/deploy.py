@@ -23,12 +23,14 @@ from nmtool.provenance import provenance
 
 
 @click.command("deploy")
-@click.argument("program", type=click.Path())
+@click.argument("program", type=click.Path(readable=False))
 @click.option("--hw", required=True, help="Target by name or YAML file.")
 @input_options
-@click.option("--labels", type=click.Path(), metavar="FILE.npy", help="Classes of --input.")
+@click.option(
+    "--labels", type=click.Path(readable=False), metavar="FILE.npy", help="Classes of --input."
+)
 @click.option("--probe", help="What to record: spikes,current,voltage, or voltage:NAME.")
-@click.option("-o", "--output", type=click.Path(), help="Recording file.")
+@click.option("-o", "--output", type=click.Path(readable=False), help="Recording file.")
 @verb
 def command(
     program: str,
@@ -70,8 +72,18 @@ def run(
         open_session(program, hardware) as session,
     ):
         recording = session.run(given.spikes, probe=chosen, progress=update)
-    facts = provenance(target=hardware.name, input=given.source, **recording.provenance)
+    facts = provenance(
+        target=hardware.model_dump(mode="json", by_alias=True),
+        input=given.source,
+        thresholds=thresholds(program),
+        **recording.provenance,
+    )
     return replace(recording, provenance=facts)
+
+
+def thresholds(program: Program) -> dict[str, int]:
+    """Threshold mantissas by population, in data-flow order."""
+    return {name: program.network.populations[name].threshold for name in program.order}
 
 
 def _default_probe(program: Program, hardware: HardwareConfig) -> Probe:

@@ -32,14 +32,16 @@ MEANING = {
 
 
 @click.command("finetune")
-@click.argument("run", type=click.Path())
+@click.argument("run", type=click.Path(readable=False))
 @click.option("--hw", required=True, help="Target by name or YAML file.")
 @click.option(
     "--program",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Program to start from [default: RUN compiled for the target].",
 )
-@click.option("-o", "--output", type=click.Path(), help="Folder [default: RUN/finetune/TARGET].")
+@click.option(
+    "-o", "--output", type=click.Path(readable=False), help="Folder [default: RUN/finetune/TARGET]."
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted study.")
 @verb
 def command(
@@ -135,7 +137,10 @@ def _study(
         "program": program.fingerprint,
         "seeds": study.seeds,
         **result.as_json(),
-        "provenance": provenance(seed=experiment.seed),
+        "provenance": provenance(
+            target=hardware.model_dump(mode="json", by_alias=True),
+            experiment=experiment.model_dump(mode="json", by_alias=True),
+        ),
     }
     write_json(folder / "result.json", document)
     rows = [

@@ -61,7 +61,11 @@ class Run:
         """
         if not self.experiment.is_file():
             raise ArtifactError(f"{self.folder}: no training run here (no {self.experiment.name})")
-        return experiment_from_json(self.experiment.read_text(), str(self.experiment))
+        try:
+            text = self.experiment.read_text()
+        except OSError as error:
+            raise ArtifactError(f"{self.experiment}: cannot be read ({error.strerror})") from None
+        return experiment_from_json(text, str(self.experiment))
 
     def load_metrics(self) -> dict[str, Any]:
         """The metrics that ``train`` wrote."""
@@ -92,7 +96,7 @@ def input_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--input",
             "input_file",
-            type=click.Path(),
+            type=click.Path(readable=False),
             metavar="FILE.npy",
             help="Spike rasters ([samples,] neurons, steps), or raw samples with --encode.",
         ),

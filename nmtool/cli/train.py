@@ -21,8 +21,10 @@ CHIP = "loihi2"
 
 
 @click.command("train")
-@click.argument("experiment", type=click.Path())
-@click.option("-o", "--output", type=click.Path(), help="Run folder [default: runs/NAME].")
+@click.argument("experiment", type=click.Path(readable=False))
+@click.option(
+    "-o", "--output", type=click.Path(readable=False), help="Run folder [default: runs/NAME]."
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted training.")
 @verb
 def command(experiment: str, output: str | None, resume: bool, options: Options) -> None:

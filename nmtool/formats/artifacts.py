@@ -265,6 +265,8 @@ def _write_recording(recording: Recording, arrays: Arrays) -> dict[str, Any]:
     keys = ("backend", "fingerprint", "n_steps", "wall_time")
     return {
         "spikes": sizes,
+        "current": list(recording.current),
+        "voltage": list(recording.voltage),
         "provenance": dict(recording.provenance),
         **{key: getattr(recording, key) for key in keys},
     }
@@ -275,8 +277,7 @@ def _read_recording(header: Mapping[str, Any], arrays: Arrays) -> Recording:
         return arrays[name].astype(np.int64)
 
     def dense(quantity: str) -> dict[str, Array]:
-        prefix = f"{quantity}/"
-        return {n.removeprefix(prefix): wide(n) for n in arrays if n.startswith(prefix)}
+        return {name: wide(f"{quantity}/{name}") for name in header[quantity]}
 
     def train(name: str, size: list[Any]) -> SpikeTrain:
         sample, step, neuron = (wide(f"spikes/{name}/{axis}") for axis in _AXES)

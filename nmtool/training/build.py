@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from nmtool.config import Experiment
 from nmtool.data import n_classes, n_features
-from nmtool.errors import ConfigError
+from nmtool.errors import ConfigError, NmtoolError
 from nmtool.network import Network, from_config
 
 
@@ -21,12 +22,17 @@ def build_network(experiment: Experiment, folder: Path) -> Network:
     Network; its module is looked for beside the experiment file first.
 
     Raises:
-        ConfigError: the function is missing, or returns something else.
+        ConfigError: the function is missing, fails, or returns something else.
     """
     inputs, classes = n_features(experiment.data), n_classes(experiment.data)
     if experiment.network.entry:
         make = _entry(experiment.network.entry, folder)
-        network = make(inputs, classes, experiment.seed)
+        try:
+            network = make(inputs, classes, experiment.seed)
+        except NmtoolError:
+            raise
+        except Exception as error:
+            raise _failure(experiment.network.entry, "failed", error) from error
         if not isinstance(network, Network):
             raise ConfigError(
                 f"network.entry {experiment.network.entry}: found a return value of type "
@@ -50,8 +56,8 @@ def _entry(entry: str, folder: Path) -> Callable[[int, int, int], object]:
     sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"network.entry {entry}: cannot be imported ({error})") from None
+    except Exception as error:
+        raise _failure(entry, "cannot be imported", error) from error
     finally:
         sys.path.remove(str(folder))
     function = getattr(module, function_name, None)
@@ -59,6 +65,14 @@ def _entry(entry: str, folder: Path) -> Callable[[int, int, int], object]:
         raise ConfigError(f"network.entry {entry}: {module_name} has no function {function_name}")
     made: Callable[[int, int, int], object] = function
     return made
+
+
+def _failure(entry: str, what: str, error: Exception) -> ConfigError:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return ConfigError(
+        f"network.entry {entry}: {what} ({type(error).__name__}: {error}; "
+        f"{last.filename}:{last.lineno})"
+    )
 
 
 def _check_ends(network: Network, n_inputs: int, n_outputs: int) -> None:

@@ -156,6 +156,12 @@ def _chain(network: Network) -> dict[str, str]:
                 "for the projection"
             )
         feed[projection.target] = name
+    for name in network.populations:
+        if name not in feed:
+            raise UnsupportedError(
+                f"population {name}: found no projection into it, SLAYER training allows one for "
+                "each population"
+            )
     if len(network.inputs) != 1:
         raise UnsupportedError(
             f"network: found {len(network.inputs)} inputs, SLAYER training allows 1"

@@ -1,0 +1,276 @@
+"""What ``deploy`` can be given: rasters, raw samples, labels, data sets; and what it refuses."""
+
+import numpy as np
+import pytest
+
+from nmtool import formats
+from nmtool.backends import Recording
+from nmtool.compiler import Program
+from nmtool.config import Experiment, RateEncoding
+from nmtool.data import encode, load_split
+
+DEPLOY = ("deploy", "run/program.h5", "--hw", "reference")
+
+
+def recording(path="rec.h5"):
+    return formats.load_as(path, Recording)
+
+
+def test_three_axes_in_give_three_axes_out(nmtool, rasters):
+    done = nmtool(*DEPLOY, "--input", "spikes.npy", "-o", "rec.h5", "--json")
+    assert done.code == 0
+    assert (done.json["samples"], done.json["steps"]) == (3, 12)
+    assert recording().spikes["output"].to_raster().shape == (3, 20, 12)
+
+
+def test_two_axes_in_give_two_axes_out(nmtool, folder, rasters):
+    assert nmtool(*DEPLOY, "--input", "spikes.npy", "-o", "batch.h5").code == 0
+    np.save(folder / "one.npy", rasters[1])
+    arguments = ("--input", "one.npy", "-o", "rec.h5", "--probe", "spikes,voltage")
+    done = nmtool(*DEPLOY, *arguments)
+    assert done.code == 0
+    assert recording().spikes["output"].to_raster().shape == (20, 12)
+    assert recording().voltage["hidden"].shape == (16, 12)
+    together = recording("batch.h5").spikes["output"].to_raster()
+    np.testing.assert_array_equal(recording().spikes["output"].to_raster(), together[1])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, np.float64])
+def test_a_raster_of_numbers_is_a_raster(nmtool, folder, rasters, kind):
+    assert nmtool(*DEPLOY, "--input", "spikes.npy", "-o", "a.h5").code == 0
+    np.save(folder / "numbers.npy", np.asfortranarray(rasters.astype(kind)))
+    assert nmtool(*DEPLOY, "--input", "numbers.npy", "-o", "b.h5").code == 0
+    assert nmtool("compare", "a.h5", "b.h5").code == 0
+
+
+def test_raw_samples_are_encoded_as_the_program_says(nmtool, folder):
+    experiment = Experiment.model_validate_json((folder / "run/experiment.json").read_text())
+    test = load_split(experiment.data, "test")
+    np.save(folder / "raw.npy", test.values)
+    np.save(folder / "labels.npy", test.labels)
+    np.save(folder / "spikes.npy", encode(test.values, RateEncoding(kind="rate", steps=12)).batch())
+    given = ("--input", "raw.npy", "--encode", "--labels", "labels.npy")
+    raw = nmtool(*DEPLOY, *given, "-o", "a.h5", "--json").json
+    named = nmtool(*DEPLOY, "--data", "digits:test", "-o", "b.h5", "--json").json
+    default = nmtool(*DEPLOY, "-o", "c.h5", "--json").json
+    assert nmtool(*DEPLOY, "--input", "spikes.npy", "-o", "d.h5").code == 0
+    for other in ("b.h5", "c.h5", "d.h5"):
+        assert nmtool("compare", "a.h5", other).code == 0
+    accuracy = raw["measured"]["accuracy"]
+    assert accuracy == named["measured"]["accuracy"] == default["measured"]["accuracy"]
+    assert accuracy["value"] == round(accuracy["value"] * 1600) / 1600
+    assert named["input"] == default["input"] == "digits:test"
+
+
+def test_without_labels_there_is_no_accuracy(nmtool, rasters):
+    measured = nmtool(*DEPLOY, "--input", "spikes.npy", "--json").json["measured"]
+    assert "accuracy" not in measured
+    assert measured["spikes.output"]["basis"] == "counted"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("digits:tset", "allowed train, validation, test"),
+        ("mnist:test", "allowed digits"),
+        ("digits:", None),
+        ("digits", None),
+        (":test", "allowed digits"),
+    ],
+)
+def test_data_by_name(nmtool, folder, data, says):
+    done = nmtool(*DEPLOY, "--data", data)
+    assert done.code == (0 if says is None else 3)
+    assert says is None or says in done.err
+
+
+def wrong_arrays():
+    rng = np.random.default_rng(0)
+    good = (rng.random((3, 64, 12)) < 0.4).astype(np.uint8)
+    return {
+        "one axis": good[0, 0],
+        "four axes": good[None],
+        "a number": np.array(1),
+        "steps and neurons swapped": good.transpose(0, 2, 1),
+        "too few neurons": good[:, :63],
+        "values of 2": good * 2,
+        "negative": -good.astype(np.int8),
+        "fractions": good * 0.5,
+        "not a number": good * np.nan,
+        "text": good.astype("U1"),
+        "bytes": good.astype("S1"),
+        "dates": good.astype("datetime64[s]"),
+        "complex": good * 1j,
+        "a record": np.zeros((3, 64, 12), dtype=[("a", "i4")]),
+        "no steps": good[:, :, :0],
+        "no samples": good[:0],
+        "no neurons": good[:, :0],
+    }
+
+
+@pytest.mark.parametrize("case", [*wrong_arrays()])
+def test_an_array_that_is_no_raster(nmtool, folder, case):
+    np.save(folder / "x.npy", wrong_arrays()[case])
+    done = nmtool(*DEPLOY, "--input", "x.npy", "-o", "rec.h5")
+    assert done.code == 3, done.err
+    assert done.err.startswith("error: ")
+    assert "found" in done.err
+    assert "allowed" in done.err
+    assert not (folder / "rec.h5").exists()
+
+
+def wrong_raw():
+    good = np.random.default_rng(0).random((3, 64))
+    return {
+        "a raster": np.zeros((3, 64, 12)),
+        "one axis": good[0],
+        "above 1": good * 16,
+        "below 0": good - 1,
+        "not a number": good * np.nan,
+        "infinite": good * np.inf,
+        "too many features": np.hstack([good, good]),
+        "text": good.astype("U8"),
+        "words": np.full((3, 64), "a"),
+        "complex": good * 1j,
+        "dates": np.zeros((3, 64), dtype="datetime64[s]"),
+        "no samples": good[:0],
+    }
+
+
+@pytest.mark.parametrize("case", [*wrong_raw()])
+def test_an_array_that_is_no_raw_sample(nmtool, folder, case):
+    np.save(folder / "x.npy", wrong_raw()[case])
+    done = nmtool(*DEPLOY, "--input", "x.npy", "--encode")
+    assert done.code == 3, done.err
+    assert done.err.startswith("error: ")
+    assert "found" in done.err
+    assert "Warning" not in done.err
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([1, 2]),
+        np.array([[1, 2, 3]]),
+        np.array(["1", "2", "3"]),
+        np.array([0.5, 1.0, 2.0]),
+        np.array([1.0, np.nan, 2.0]),
+        np.array([0, 1, 10]),
+        np.array([-1, 1, 2]),
+        np.array(3),
+    ],
+    ids=["two", "rows", "text", "fractions", "nan", "no such class", "negative", "a number"],
+)
+def test_labels_that_are_no_labels(nmtool, folder, rasters, labels):
+    np.save(folder / "labels.npy", labels)
+    done = nmtool(*DEPLOY, "--input", "spikes.npy", "--labels", "labels.npy")
+    assert done.code == 3, done.err
+    assert "labels" in done.err
+    assert "found" in done.err
+    assert "allowed" in done.err
+
+
+@pytest.mark.parametrize("option", ["--input", "--labels"])
+@pytest.mark.parametrize("kind", ["missing", "pickle", "text", "empty", "npz", "folder", "huge"])
+def test_a_file_that_is_no_array(nmtool, folder, rasters, option, kind):
+    path = folder / "x.npy"
+    if kind == "pickle":
+        np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    elif kind == "text":
+        path.write_text("0 1 0 1")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, spikes=rasters)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999,), }"
+        head += b" " * (117 - len(head)) + b"\n"
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+    given = ("--input", "spikes.npy", "--labels", "x.npy")
+    done = nmtool(*DEPLOY, *(given if option == "--labels" else ("--input", "x.npy")))
+    assert done.code == 3, done.err
+    assert done.err.startswith(f"error: {option} x.npy: "), done.err
+    assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("probe", "spikes", "current", "voltage"),
+    [
+        (None, {"output"}, set(), set()),
+        ("spikes", {"hidden", "output"}, set(), set()),
+        ("voltage:hidden", {"output"}, set(), {"hidden"}),
+        ("voltage", {"output"}, set(), {"hidden", "output"}),
+        ("spikes:hidden,current:output", {"hidden", "output"}, {"output"}, set()),
+        ("spikes,current,voltage", *[{"hidden", "output"}] * 3),
+        (" voltage:hidden, voltage:output ", {"output"}, set(), {"hidden", "output"}),
+    ],
+)
+def test_what_is_probed_is_recorded_and_nothing_else(
+    nmtool, rasters, probe, spikes, current, voltage
+):
+    given = ("--probe", probe) if probe else ()
+    assert nmtool(*DEPLOY, "--input", "spikes.npy", "-o", "rec.h5", *given).code == 0
+    found = recording()
+    assert set(found.spikes) == spikes
+    assert set(found.current) == current
+    assert set(found.voltage) == voltage
+
+
+def test_probes_do_not_change_what_runs(nmtool, rasters):
+    assert nmtool(*DEPLOY, "--input", "spikes.npy", "-o", "a.h5").code == 0
+    assert (
+        nmtool(*DEPLOY, "--input", "spikes.npy", "-o", "b.h5", "--probe", "spikes,voltage").code
+        == 0
+    )
+    assert recording("a.h5").spikes["output"] == recording("b.h5").spikes["output"]
+
+
+@pytest.mark.parametrize(
+    ("probe", "says"),
+    [
+        ("spike", "allowed spikes, current, voltage"),
+        ("voltage:hiden", "allowed hidden, output"),
+        ("voltage:input", "allowed hidden, output"),
+        (":hidden", "allowed spikes, current, voltage"),
+    ],
+)
+def test_a_wrong_probe(nmtool, rasters, probe, says):
+    done = nmtool(*DEPLOY, "--input", "spikes.npy", "--probe", probe)
+    assert done.code == 3
+    assert says in done.err
+
+
+@pytest.mark.parametrize(
+    ("line", "spikes"),
+    [
+        ("probes: {spikes: all}", {"hidden", "output"}),
+        ("probes: {spikes: [hidden]}", {"hidden", "output"}),
+        ("probes: {spikes: outputs}", {"output"}),
+    ],
+)
+def test_the_target_says_what_is_probed(nmtool, hardware, rasters, line, spikes):
+    path = hardware(line)
+    arguments = ("deploy", "run/program.h5", "--hw", path, "--input", "spikes.npy", "-o", "rec.h5")
+    assert nmtool(*arguments).code == 0
+    assert set(recording().spikes) == spikes
+
+
+def test_a_recording_knows_where_it_is_from(nmtool, folder, rasters):
+    assert nmtool("compile", "run", "--hw", "loihi2-faulty", "-o", "f.h5").code == 0
+    arguments = ("--hw", "loihi2-faulty", "--input", "spikes.npy", "-o", "rec.h5")
+    assert nmtool("deploy", "f.h5", *arguments).code == 0
+    facts = recording().provenance
+    assert facts["target"]["name"] == "loihi2-faulty"
+    assert facts["input"] == "spikes.npy"
+    assert "not a chip" in facts["faults"]["label"]
+    assert len(facts["faults"]["dead"]["hidden"]) == 2
+    assert recording().fingerprint == formats.load_as("f.h5", Program).fingerprint
+
+
+def test_steps_may_differ_from_those_of_the_encoding(nmtool, folder):
+    spikes = np.random.default_rng(1).random((2, 64, 31)) < 0.3
+    np.save(folder / "long.npy", spikes)
+    assert nmtool(*DEPLOY, "--input", "long.npy", "--json").json["steps"] == 31

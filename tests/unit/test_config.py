@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from nmtool.chip import ChipFile, HardwareConfig
+from nmtool.config import (
+    Experiment,
+    LatencyEncoding,
+    RandomEncoding,
+    RateEncoding,
+    experiment_from_json,
+    load_experiment,
+    resolved_json,
+)
+from nmtool.errors import ConfigError
+
+EXAMPLE = Path(__file__).parents[2] / "examples/digits/experiment.yaml"
+
+
+def refused(*overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(EXAMPLE, overrides)
+    return str(caught.value)
+
+
+def test_the_example_loads():
+    experiment = load_experiment(EXAMPLE)
+    assert (experiment.name, experiment.seed) == ("digits", 7)
+    assert experiment.data.encoding == RateEncoding(kind="rate", steps=32)
+    assert [layer.name for layer in experiment.network.layers] == ["hidden", "output"]
+    assert experiment.train.optimizer.lr == 4e-3
+    assert experiment.checks[0].on == ["reference", "emulator", "lava-sim"]
+
+
+def test_the_resolved_config_gives_the_same_experiment():
+    experiment = load_experiment(EXAMPLE, ["data.encoding={kind: random, steps: 5}"])
+    text = resolved_json(experiment)
+    assert experiment_from_json(text, "f") == experiment
+    assert json.loads(text)["schema"] == "nmtool.experiment/v1"
+    assert json.loads(text)["data"]["encoding"] == {
+        "kind": "random",
+        "steps": 5,
+        "max_rate": 1.0,
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
+def test_another_json_file_is_refused(text):
+    with pytest.raises(ConfigError, match=r"f\.json: not a resolved experiment"):
+        experiment_from_json(text, "f.json")
+
+
+@pytest.mark.parametrize(
+    ("override", "encoding"),
+    [
+        ("{kind: rate, steps: 3, max_rate: 0.5}", RateEncoding(kind="rate", steps=3, max_rate=0.5)),
+        ("{kind: random, steps: 3, seed: 9}", RandomEncoding(kind="random", steps=3, seed=9)),
+        ("{kind: latency, steps: 3}", LatencyEncoding(kind="latency", steps=3)),
+    ],
+)
+def test_encodings_by_kind(override, encoding):
+    loaded = load_experiment(EXAMPLE, [f"data.encoding={override}"])
+    assert loaded.data.encoding == encoding
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.encoding={kind: rat, steps: 3}", "did you mean rate?"),
+        (
+            "data.encoding={kind: latency, steps: 3, max_rate: 1}",
+            "found an unknown key, allowed kind, steps",
+        ),
+        ("data.encoding={kind: rate, steps: 0}", "encoding.steps: found 0, allowed greater than"),
+        (
+            "data.encoding={kind: rate, steps: 3, max_rate: 1.5}",
+            "max_rate: found 1.5, allowed less",
+        ),
+        ("data.encoding={steps: 3}", "data.encoding.kind: found nothing, allowed a value"),
+        ("data.name=mnist", "data.name: found 'mnist', allowed 'digits'"),
+        ("name=two words", "name: found 'two words'"),
+        ("seed=-1", "seed: found -1"),
+        ("network.layers=[]", "network.layers: found a list"),
+        ("network.layers=[{dense: 3, name: a}, {dense: 3, name: a}]", "layer names that differ"),
+        ("network.layers=[{dense: 3, name: input}]", "layer names that differ and are not input"),
+        ("network.layers=[{dense: 3, name: 1a}]", "network.layers.0.name: found '1a'"),
+        ("network.layers=[{dense: 3, name: a, delay: -1}]", "network.layers.0.delay: found -1"),
+        ("network.entry=a.b:c", "either layers or entry"),
+        ("network.entry=a b", "network.entry: found 'a b'"),
+        ("network.neuron=null", "a neuron for the network, or one for each of its layers"),
+        ("network.neuron.threshold=0", "network.neuron.threshold: found 0, allowed greater than 0"),
+        ("network.neuron.threshold=.inf", "allowed a finite number"),
+        ("network.neuron.voltage_decay=1.1", "voltage_decay: found 1.1"),
+        ("network.neuron.treshold=1", "did you mean threshold?"),
+        ("train.weight_bits=7", "train.weight_bits: found 7, allowed 1, 2, 3, 4, 5, 6 or 8"),
+        ("train.epochs=0", "train.epochs: found 0"),
+        ("train.epochs=2.5", "train.epochs: found 2.5"),
+        ("train.loss={kind: spike_rat}", "did you mean spike_rate?"),
+        ("train.optimizer.lr='0.1'", "train.optimizer.lr: found '0.1'"),
+        ("checks=[{metric: accuracy, on: []}]", "a min, a max, or both"),
+        (
+            "checks=[{metric: acuracy, min: 1, on: []}]",
+            "allowed 'accuracy'; did you mean accuracy?",
+        ),
+        ("finetune.controls=[transfr]", "did you mean transfer?"),
+        ("schema=nmtool.experiment/v2", "schema: found 'nmtool.experiment/v2', allowed"),
+    ],
+)
+def test_wrong_values_are_refused_with_what_is_allowed(override, message):
+    assert message in refused(override)
+
+
+def test_overrides_give_all_their_errors_at_once():
+    text = refused("train.epochs=0", "seed=-1", "nam=x")
+    assert len(text.splitlines()) == 3
+    assert all(line.startswith(str(EXAMPLE)) for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("model", "schema"),
+    [
+        (Experiment, "nmtool.experiment/v1"),
+        (HardwareConfig, "nmtool.hardware/v1"),
+        (ChipFile, "nmtool.chip/v1"),
+    ],
+)
+def test_the_json_schema_names_every_key(model, schema):
+    text = json.dumps(model.model_json_schema(by_alias=True))
+    result = json.loads(text)
+    assert result["properties"]["schema"]["const"] == schema
+    assert result["additionalProperties"] is False
+    keys = {info.alias or name for name, info in model.model_fields.items()}
+    assert set(result["properties"]) == keys

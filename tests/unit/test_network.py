@@ -1,0 +1,132 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nmtool.config import LayerConfig, NetworkConfig, NeuronConfig, Readout
+from nmtool.errors import ConfigError, UnsupportedError
+from nmtool.network import CubaLif, Input, Network, Population, Projection, data_flow, from_config
+
+NEURON = CubaLif(1.0, 0.25, 0.03)
+CUBA = NeuronConfig(kind="cuba", threshold=1.25, current_decay=0.25, voltage_decay=0.03)
+
+
+def dense(source, target, rows, columns, delay=0):
+    return Projection.dense(source, target, np.ones((rows, columns)), delay)
+
+
+NETWORK = Network(
+    "two",
+    {"input": Input((2, 3))},
+    {"first": Population((4,), NEURON), "second": Population((5,), NEURON)},
+    {
+        "in": dense("input", "first", 4, 6),
+        "on": dense("first", "second", 5, 4),
+        "back": dense("second", "first", 4, 5),
+    },
+    ("second",),
+)
+
+
+def test_sizes_are_those_of_all_sources():
+    assert NETWORK.sizes == {"input": 6, "first": 4, "second": 5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"outputs": ("third",)}, "found the output 'third', allowed first, second"),
+        (
+            {"projections": {"p": dense("inptu", "first", 4, 6)}},
+            "projection p: found the source 'inptu', allowed input, first, second",
+        ),
+        (
+            {"projections": {"p": dense("first", "input", 6, 4)}},
+            "projection p: found the target 'input', allowed first, second",
+        ),
+        (
+            {"projections": {"p": dense("input", "first", 6, 4)}},
+            r"found weights of shape \(6, 4\), allowed \(4, 6\) \(first, input\)",
+        ),
+        (
+            {"projections": {"p": dense("input", "first", 4, 6, np.zeros((4, 1), dtype=int))}},
+            r"found delays of shape \(4, 1\), allowed one number or \(4, 6\)",
+        ),
+        ({"inputs": {"first": Input((1,))}}, r"found \['first'\] as input and as population"),
+        ({"inputs": {"input": Input((0,))}}, "input: found no neurons"),
+    ],
+)
+def test_a_network_that_does_not_fit_together_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(NETWORK, **changes)
+
+
+def test_a_bias_of_another_shape_is_refused():
+    populations = {**NETWORK.populations, "first": Population((4,), NEURON, np.ones(3))}
+    with pytest.raises(
+        ConfigError, match=r"population first: found a bias of shape \(3,\), allowed \(4,\)"
+    ):
+        replace(NETWORK, populations=populations)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "voltage:a", "a,b", "a\0", "a\n"])
+def test_names_that_files_or_probes_cannot_hold_are_refused(name):
+    with pytest.raises(ConfigError, match="network: found the name"):
+        Network("n", {name: Input((1,))}, {}, {}, ())
+
+
+@pytest.mark.parametrize("name", ["layer0", "a b", "ü", "a.b", "in->out", "x" * 300])
+def test_other_names_are_allowed(name):
+    assert Network("n", {name: Input((1,))}, {}, {}, ()).sizes == {name: 1}
+
+
+def test_data_flow_is_the_order_in_which_spikes_arrive():
+    names = ("d", "c", "b", "a")
+    populations = {name: Population((1,), NEURON) for name in names}
+    edges = [("in", "a"), ("a", "b"), ("b", "a"), ("b", "c"), ("in", "c")]
+    projections = {f"{s}{t}": dense(s, t, 1, 1) for s, t in edges}
+    order = list(data_flow({"in": Input((1,))}, populations, projections))
+    assert order == ["a", "c", "b", "d"]
+
+
+def config(*layers, per_class=1, **rest):
+    rest = {"neuron": CUBA, **rest}
+    return NetworkConfig(
+        layers=list(layers), readout=Readout(neurons_per_class=per_class), init_gain=2.0, **rest
+    )
+
+
+def test_from_config_builds_the_chain():
+    other = NeuronConfig(kind="cuba", threshold=2.0, current_decay=1.0, voltage_decay=0.0)
+    layers = (
+        LayerConfig(dense=7, name="hidden", delay=3, bias=0.5, neuron=other),
+        LayerConfig(dense=20, name="output"),
+    )
+    network = from_config(config(*layers, per_class=2), 9, 10, seed=3)
+    assert network.sizes == {"input": 9, "hidden": 7, "output": 20}
+    hidden, output = network.populations.values()
+    assert hidden.neuron == CubaLif(2.0, 1.0, 0.0)
+    assert output.neuron == CubaLif(1.25, 0.25, 0.03)
+    assert hidden.bias.tolist() == [0.5] * 7
+    assert output.bias is None
+    assert network.projections["hidden"].delay == 3
+    assert (network.outputs, network.readout) == (("output",), Readout(neurons_per_class=2))
+    weight = network.projections["output"].weight
+    bound = 2.0 * 1.25 / np.sqrt(7)
+    assert 0.8 * bound < np.abs(weight).max() <= bound
+    again = from_config(config(*layers, per_class=2), 9, 10, seed=3)
+    np.testing.assert_array_equal(weight, again.projections["output"].weight)
+    other_seed = from_config(config(*layers, per_class=2), 9, 10, seed=4)
+    assert np.any(weight != other_seed.projections["output"].weight)
+
+
+def test_from_config_refuses_a_last_layer_without_a_neuron_for_every_class():
+    with pytest.raises(
+        ConfigError, match=r"network.layers.0.dense: found 12, allowed 20 \(10 classes x 2"
+    ):
+        from_config(config(LayerConfig(dense=12, name="out"), per_class=2), 9, 10, seed=0)
+
+
+def test_from_config_refuses_an_entry_function():
+    with pytest.raises(UnsupportedError, match="found an entry function"):
+        from_config(NetworkConfig(entry="a.b:c"), 9, 10, seed=0)

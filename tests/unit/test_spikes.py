@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nmtool.errors import ConfigError
+from nmtool.spikes import SpikeTrain, latency, rate_random, rate_regular
+
+dims = st.integers(0, 5)
+
+
+@st.composite
+def rasters(draw, axes=(2, 3)):
+    shape = tuple(draw(dims) for _ in range(draw(st.sampled_from(axes))))
+    bits = draw(st.lists(st.booleans(), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
+    return np.array(bits, dtype=bool).reshape(shape)
+
+
+def entry(*places, shape=(2, 3, 4), payload=None, **rest):
+    sample, step, neuron = np.array(places, dtype=np.int64).reshape(-1, 3).T
+    return SpikeTrain(sample, step, neuron, *shape, payload=payload, **rest)
+
+
+@given(rasters(), st.sampled_from([bool, np.int8, np.uint16, np.float64]))
+def test_raster_round_trip(raster, dtype):
+    train = SpikeTrain.from_raster(raster.astype(dtype))
+    back = train.to_raster()
+    assert back.dtype == np.bool_
+    np.testing.assert_array_equal(back, raster)
+    assert train == SpikeTrain.from_raster(back)
+    assert len(train) == raster.sum()
+    np.testing.assert_array_equal(train.counts(), raster.sum(axis=-1))
+    places = list(zip(train.sample, train.step, train.neuron, strict=True))
+    assert places == sorted(set(places))
+
+
+@given(rasters(axes=(3,)), st.randoms(use_true_random=False))
+def test_select_takes_samples_in_the_given_order(raster, random):
+    order = [random.randrange(len(raster)) for _ in range(4)] if len(raster) else []
+    np.testing.assert_array_equal(
+        SpikeTrain.from_raster(raster).select(order).to_raster(), raster[order]
+    )
+
+
+def test_equality_sees_every_part():
+    one = entry((0, 0, 0), (1, 3, 2))
+    assert one == entry((0, 0, 0), (1, 3, 2))
+    assert one != entry((0, 0, 0), (1, 3, 1))
+    assert one != entry((0, 0, 0))
+    assert one != entry((0, 0, 0), (1, 3, 2), shape=(2, 3, 5))
+    assert one != entry((0, 0, 0), (1, 3, 2), payload=np.array([1, 2]))
+    assert one != "a spike train"
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ([(2, 0, 0)], r"SpikeTrain.sample: found 2 to 2, allowed 0 to 1"),
+        ([(0, 4, 0)], r"SpikeTrain.step: found 4 to 4, allowed 0 to 3"),
+        ([(0, 0, -1)], r"SpikeTrain.neuron: found -1 to -1, allowed 0 to 2"),
+        ([(0, 1, 0), (0, 0, 0)], "twice or out of order"),
+        ([(0, 1, 0), (0, 1, 0)], "twice or out of order"),
+        ([(0, 0, 1), (0, 0, 0)], "twice or out of order"),
+        ([(1, 0, 0), (0, 0, 0)], "twice or out of order"),
+    ],
+)
+def test_wrong_spikes_are_refused(places, message):
+    with pytest.raises(ConfigError, match=message):
+        entry(*places)
+
+
+def test_arrays_of_different_length_are_refused():
+    zero, two = np.zeros(1, dtype=np.int64), np.array([0, 1])
+    with pytest.raises(ConfigError, match=r"SpikeTrain\.neuron: found shape"):
+        SpikeTrain(two, two, zero, 2, 2, 2)
+    with pytest.raises(ConfigError, match=r"SpikeTrain\.payload: found shape"):
+        SpikeTrain(two, two, two, 2, 2, 2, payload=zero)
+    with pytest.raises(ConfigError, match="2 samples without a sample axis"):
+        SpikeTrain(two, two, two, 2, 2, 2, batched=False)
+
+
+@pytest.mark.parametrize(
+    ("raster", "message"),
+    [
+        (np.zeros(3), "found shape"),
+        (np.zeros((1, 1, 1, 1)), "found shape"),
+        (np.full((1, 2), 2), "values from 2 to 2"),
+        (np.full((1, 2), 0.5), "values from 0.5 to 0.5"),
+        (np.full((1, 2), np.nan), "values from nan to nan"),
+        (np.array([["a"]]), "values of type <U1"),
+        (np.array([[None]]), "values of type object"),
+    ],
+)
+def test_a_raster_of_other_values_or_axes_is_refused(raster, message):
+    with pytest.raises(ConfigError, match=message):
+        SpikeTrain.from_raster(raster)
+
+
+@given(st.floats(0, 1), st.integers(1, 50), st.floats(0.01, 1))
+def test_rate_spikes_are_as_many_as_asked_and_evenly_spaced(intensity, steps, max_rate):
+    raster = rate_regular(np.array([[intensity]]), steps, max_rate)
+    assert raster.shape == (1, 1, steps)
+    assert raster.sum() == np.floor(intensity * max_rate * steps + 1e-9)
+    gaps = np.diff(np.flatnonzero(raster))
+    assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_rate_one_spikes_every_step_and_zero_never():
+    raster = rate_regular(np.array([[1.0, 0.0, 0.5]]), 6, 1.0)[0]
+    assert raster.astype(int).tolist() == [[1] * 6, [0] * 6, [0, 1, 0, 1, 0, 1]]
+
+
+@given(st.floats(0, 1), st.integers(1, 50))
+def test_latency_has_one_spike_the_earlier_the_larger(intensity, steps):
+    raster = latency(np.array([[intensity]]), steps)[0, 0]
+    assert raster.sum() == (intensity > 0)
+    if intensity:
+        assert np.argmax(raster) == round((1 - intensity) * (steps - 1))
+
+
+def test_latency_at_the_ends():
+    raster = latency(np.array([[1.0, 1e-9, 0.0]]), 5)[0].astype(int)
+    assert raster.tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+
+
+def test_random_spikes_follow_their_probability_and_their_seed():
+    intensity = np.full((2, 50), 0.5)
+    raster = rate_random(intensity, 400, 0.6, seed=3)
+    assert raster.shape == (2, 50, 400)
+    assert abs(raster.mean() - 0.3) < 5 * np.sqrt(0.21 / raster.size)
+    np.testing.assert_array_equal(raster, rate_random(intensity, 400, 0.6, seed=3))
+    assert np.any(raster != rate_random(intensity, 400, 0.6, seed=4))
+    assert np.any(raster[0] != raster[1])
+    np.testing.assert_array_equal(raster[:1], rate_random(intensity[:1], 400, 0.6, seed=3))
+    assert not rate_random(np.zeros((1, 3)), 10, 1.0, seed=0).any()
+    assert rate_random(np.ones((1, 3)), 10, 1.0, seed=0).all()
