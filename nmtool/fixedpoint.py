@@ -61,7 +61,8 @@ def wrap(x: npt.ArrayLike) -> IntArray:
 
 def saturate(x: npt.ArrayLike) -> IntArray:
     """Clip to +-(2^23 - 1), the overflow rule of the voltage."""
-    return np.clip(np.asarray(x, dtype=np.int64), 1 - STATE_LIMIT, STATE_LIMIT - 1)
+    x = np.asarray(x, dtype=np.int64)
+    return np.asarray(np.minimum(np.maximum(x, 1 - STATE_LIMIT), STATE_LIMIT - 1))
 
 
 def shift(x: npt.ArrayLike, exponent: int) -> IntArray:

@@ -164,7 +164,7 @@ def _scalar(node: ScalarNode, doc: Document, yaml: YAML) -> Any:
         return None
     try:
         return yaml.constructor.construct_object(node)
-    except (ValueError, LookupError, YAMLError):
+    except (ValueError, YAMLError):
         doc.problems.append((_at(node), f"found {node.value!r}, allowed a value of {kind}"))
         return None
 

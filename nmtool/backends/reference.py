@@ -7,7 +7,7 @@ updates u, then v, spikes where v is above its threshold, and sets v to 0 there.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +31,12 @@ from nmtool.compiler import Program
 from nmtool.errors import BoardTimeout, ConfigError
 from nmtool.fixedpoint import CURRENT_DECAY_OFFSET as OFFSET
 from nmtool.fixedpoint import (
+    STATE_LIMIT,
     BoolArray,
     FloatArray,
     IntArray,
     decay,
     fires,
-    round_nearest,
     saturate,
     scaled,
     wrap,
@@ -78,6 +78,14 @@ class _State:
     arriving: dict[str, list[FloatArray]]
     events: dict[str, int] = field(default_factory=lambda: {"wrapped": 0, "saturated": 0})
 
+    def fold(self, event: str, rule: Callable[[IntArray], IntArray], value: IntArray) -> IntArray:
+        """A state as its register holds it; values that do not fit are counted as ``event``."""
+        if value.size == 0 or max(value.max(), -value.min()) < STATE_LIMIT:
+            return value
+        folded = rule(value)
+        self.events[event] += int(np.count_nonzero(folded != value))
+        return folded
+
 
 @dataclass(frozen=True, eq=False)
 class _Synapses:
@@ -97,6 +105,7 @@ class ReferenceSession(ManagedSession):
         self._timeout = timeout
         self._runs = defects.faults.first_run if defects else 0
         self._weights = {n: self._load(n, p) for n, p in program.network.projections.items()}
+        self._bias = {name: p.bias for name, p in program.network.populations.items()}
         self._stream: _State | None = None
 
     def run(
@@ -208,12 +217,11 @@ class ReferenceSession(ManagedSession):
         for name, p in self.program.network.populations.items():
             arrived = state.arriving[name].pop(0)
             state.arriving[name].append(np.zeros(arrived.shape))
-            total = decay(state.u[name], p.decay_u + OFFSET) + scaled(round_nearest(arrived))
-            u = wrap(total)
-            raised = decay(state.v[name], p.decay_v) + u + p.bias
-            v = saturate(raised)
-            state.events["wrapped"] += int(np.count_nonzero(u != total))
-            state.events["saturated"] += int(np.count_nonzero(v != raised))
+            total = decay(state.u[name], p.decay_u + OFFSET) + scaled(arrived.astype(np.int64))
+            u = state.fold("wrapped", wrap, total)
+            v = state.fold(
+                "saturated", saturate, decay(state.v[name], p.decay_v) + u + self._bias[name]
+            )
             fired = fires(v, p.threshold)
             if self._defects:
                 fired = self._defects.fire(name, fired)

@@ -33,7 +33,6 @@ from nmtool.fixedpoint import (
     IntArray,
     current_step,
     fires,
-    round_nearest,
     voltage_step,
 )
 from nmtool.quantization import STATE_SCALE, QuantizedPopulation, QuantizedProjection
@@ -122,7 +121,7 @@ def replay(
         first = 1 + afferent.delay
         sent = np.moveaxis(afferent.spikes, -1, 0)[: max(n_steps - first, 0)].astype(np.float64)
         weight = afferent.projection.weight.T.astype(np.float64)
-        drive[first:] += round_nearest(sent @ weight)
+        drive[first:] += (sent @ weight).astype(np.int64)
     u = np.zeros((n_samples, n_neurons), dtype=np.int64)
     v = np.zeros_like(u)
     before = np.empty_like(drive)

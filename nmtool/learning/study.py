@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from nmtool import formats
 from nmtool.backends import open_session
@@ -95,7 +96,11 @@ class Study:
         self._total = self._batches * (loops + ("simulation" in config.controls))
 
     def run(self) -> StudyResult:
-        """All columns."""
+        """All columns, on one thread: arrays this small lose by being shared out."""
+        with threadpool_limits(limits=1):
+            return self._columns()
+
+    def _columns(self) -> StudyResult:
         controls = self.experiment.finetune.controls
         plain = self._accuracy(self.program, self.healthy)
         columns = {"fault_free": [plain for _ in self.seeds]}

@@ -7,7 +7,8 @@ spike takes one step plus its delay. So the trained spikes are the deployed spik
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,24 @@ from nmtool.quantization import (
 from nmtool.spikes import SpikeTrain
 
 RECORD_BATCH = 64
+
+
+@contextlib.contextmanager
+def reproducible() -> Iterator[None]:
+    """One thread and deterministic kernels: the same bits whatever the machine's cores do.
+
+    Networks of this size gain nothing from a second thread, and lose much when cores are busy.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_flush_denormal(False)
 
 
 class _Bias(torch.nn.Module):
@@ -214,7 +233,7 @@ def record(
     model = SlayerNetwork(network, chip, Surrogate()).eval()
     raster = torch.from_numpy(spikes.batch().astype(np.float32))
     parts: dict[str, list[_States]] = {name: [] for name in model.feed}
-    with torch.no_grad():
+    with reproducible(), torch.no_grad():
         for start in range(0, len(raster), RECORD_BATCH):
             batch = raster[start : start + RECORD_BATCH]
             for name, states in model.states(batch).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,28 +16,10 @@ from nmtool.config import Experiment
 from nmtool.data import Samples, encode, load_split
 from nmtool.network import Network
 from nmtool.training.losses import class_sums, make_loss
-from nmtool.training.slayer import SlayerNetwork, with_weights
+from nmtool.training.slayer import SlayerNetwork, reproducible, with_weights
 
 SATURATED_RATE = 0.9
 EVALUATION_BATCH = 256
-
-
-@contextlib.contextmanager
-def reproducible() -> Iterator[None]:
-    """One thread and deterministic kernels: the same bits whatever the machine's cores do.
-
-    Networks of this size gain nothing from a second thread, and lose much when cores are busy.
-    """
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_flush_denormal(False)
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,13 @@ def test_the_first_of_any_planted_differences_is_found(differences, order):
     assert agreement.as_json()["equal"] is False
 
 
+def test_at_one_place_a_spike_comes_before_the_current_and_this_before_the_voltage():
+    one, place = recording(), [(1, 2, 3)]
+    both = with_states(with_states(one, "voltage", "first", place), "current", "first", place)
+    assert compare(one, both).first.quantity == "current"
+    assert compare(one, with_flips(both, "first", place)).first.quantity == "spikes"
+
+
 def test_spikes_alone_compare_without_states():
     one = recording(states=False)
     other = with_flips(one, "second", [(1, 2, 3)])
