@@ -104,7 +104,7 @@ def write_container(path: Path, container: Container) -> None:
         for name, array in container.arrays.items():
             options = {"compression": "gzip", "shuffle": True} if array.size > 64 else {}
             file.create_dataset(f"arrays/{name}", data=_stored(array), track_times=False, **options)
-    content = image.getbuffer()[_BLOCK:]
+    content = image.getvalue()[_BLOCK:]
     with writing(path) as temporary, temporary.open("wb") as target:
         target.write(_user_block(content))
         target.write(content)
@@ -157,7 +157,7 @@ def _verified(path: Path) -> bytes:
     return image
 
 
-def _user_block(content: memoryview) -> bytes:
+def _user_block(content: bytes | memoryview) -> bytes:
     line = _MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n"
     return line.ljust(_BLOCK, b"\0")
 

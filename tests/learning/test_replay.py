@@ -1,0 +1,140 @@
+"""The host's re-simulation from measured spikes, and the neurons that it calls suspect."""
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmtool.backends import open_session
+from nmtool.chip import Faults, load_hardware
+from nmtool.config import Readout
+from nmtool.fixedpoint import fires
+from nmtool.learning.dcll import find_suspects, replay
+from nmtool.learning.host import Host
+from nmtool.spikes import SpikeTrain
+
+REFERENCE = load_hardware("reference")
+
+
+def run(program, seed=0, faults=None, samples=6, rate=0.4):
+    """Spikes and states of a program, and of the input that was sent."""
+    rng = np.random.default_rng(seed)
+    (lines,) = [source.size for source in program.network.inputs.values()]
+    sent = rng.random((samples, lines, 24)) < rate
+    target = REFERENCE.model_copy(update={"faults": faults})
+    with open_session(program, target) as session:
+        recording = session.run(SpikeTrain.from_raster(sent), probe="spikes,current,voltage")
+    spikes = {"input": sent, **{n: t.to_raster() for n, t in recording.spikes.items()}}
+    return recording, spikes
+
+
+def voltages(program, spikes):
+    host = Host.make(program, Readout(neurons_per_class=2), 0.03, 0.3, 0)
+    return {
+        name: replay(
+            program.network.populations[name],
+            list(host.afferents(program, name, spikes).values()),
+            spikes[name],
+        )
+        for name in program.order
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    delays=st.tuples(st.integers(0, 9), st.integers(0, 30)),
+    axonal=st.integers(0, 9),
+    decays=st.tuples(st.floats(0.001, 1), st.floats(0, 0.99)),
+)
+def test_on_a_healthy_target_it_is_the_voltage_before_the_reset(
+    small_program, seed, delays, axonal, decays
+):
+    program = small_program(seed, delays, axonal, decays=decays)
+    recording, spikes = run(program, seed)
+    for name, before in voltages(program, spikes).items():
+        fired = spikes[name]
+        np.testing.assert_array_equal(np.where(fired, 0, before), recording.voltage[name])
+        threshold = program.network.populations[name].threshold
+        np.testing.assert_array_equal(fires(before, threshold), fired)
+
+
+def test_something_spikes_in_these_programs(small_program):
+    rates = [run(small_program(seed), seed)[1]["output"].mean() for seed in range(5)]
+    assert min(rates) >= 0
+    assert max(rates) > 0.05
+
+
+def test_it_follows_the_measured_spikes_and_not_its_own_idea(small_program):
+    program = small_program(3)
+    _, spikes = run(program, 3)
+    assert spikes["hidden"].any()
+    muted = {**spikes, "hidden": np.zeros_like(spikes["hidden"])}
+    before = voltages(program, spikes)
+    without = voltages(program, muted)
+    assert (without["hidden"] != before["hidden"]).any(), "never reset where nothing was measured"
+    bias = program.network.populations["output"].bias
+    assert not bias.any()
+    assert not without["output"].any(), "no spike was measured that could drive it"
+
+
+def test_the_delays_of_the_way_are_kept(small_program):
+    late = small_program(3, (0, 5), 4)
+    spikes = {n: np.zeros((1, size, 24), np.bool_) for n, size in late.network.sizes.items()}
+    spikes["hidden"][0, 0, 2] = True
+    voltage = voltages(late, spikes)["output"][0]
+    first = np.flatnonzero(voltage.any(axis=0))[0]
+    assert first == 2 + 1 + 5 + 4
+
+
+def with_defects(program, dead, stuck):
+    """Measured spikes in which chosen hidden neurons are dead or stuck."""
+    _, spikes = run(program, 0, samples=40, rate=0.15)
+    hidden = spikes["hidden"].copy()
+    hidden[:, dead], hidden[:, stuck] = False, True
+    return {**spikes, "hidden": hidden}
+
+
+def test_planted_dead_and_stuck_neurons_are_found(small_program):
+    program = small_program(5, n=(12, 20, 8), bias=False, mean=0.0)
+    _, healthy = run(program, 0, samples=40, rate=0.15)
+    rate = healthy["hidden"].mean(axis=(0, 2))
+    active = np.flatnonzero((rate > 0.05) & (rate < 0.4))
+    assert len(active) >= 6, "the planted ones can be told from the others"
+    dead, stuck = active[:3], active[3:6]
+    spikes = with_defects(program, dead, stuck)
+    population = program.network.populations["hidden"]
+    found = find_suspects(population, voltages(program, spikes)["hidden"], spikes["hidden"])
+    assert set(np.flatnonzero(found.dead)) == set(dead)
+    assert set(np.flatnonzero(found.stuck)) == set(stuck)
+    assert found.healthy.sum() == 20 - 6
+
+
+def test_neither_a_silent_nor_a_busy_healthy_neuron_is_suspect(small_program):
+    program = small_program(5, n=(12, 20, 8), bias=False, mean=0.0)
+    _, spikes = run(program, 0, samples=40, rate=0.15)
+    population = program.network.populations["hidden"]
+    voltage = voltages(program, spikes)["hidden"]
+    assert (spikes["hidden"].mean(axis=(0, 2)) == 0).any(), "a silent neuron is among them"
+    found = find_suspects(population, voltage, spikes["hidden"])
+    assert not found.dead.any()
+    assert not found.stuck.any()
+    busy = replace(population, threshold=0)
+    always = np.full_like(voltage, 100)
+    found = find_suspects(busy, always, np.ones_like(spikes["hidden"]))
+    assert not found.stuck.any(), "a neuron that should spike at every step may"
+
+
+def test_the_faulty_simulators_own_defects_are_found(small_program):
+    program = small_program(5, n=(12, 40, 8), bias=False, mean=0.0)
+    faults = Faults(seed=2, dead_neurons=0.1, stuck_neurons=0.1)
+    recording, spikes = run(program, 0, faults, samples=40, rate=0.15)
+    population = program.network.populations["hidden"]
+    found = find_suspects(population, voltages(program, spikes)["hidden"], spikes["hidden"])
+    truth = recording.provenance["faults"]
+    stuck = set(np.flatnonzero(found.stuck))
+    assert stuck <= set(truth["stuck"]["hidden"])
+    assert len(stuck) >= 3
+    assert set(np.flatnonzero(found.dead)) <= set(truth["dead"]["hidden"])
+    assert found.dead.any()
