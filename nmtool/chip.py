@@ -224,6 +224,18 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def is_chip(name: str) -> bool:
+    """Whether a name or YAML file is a chip's rather than a target's.
+
+    Raises:
+        ConfigError: the file is missing or not YAML.
+    """
+    if not _is_path(name):
+        return name in shipped("chips") and name not in shipped("targets")
+    data = yamlio.parse(yamlio.read_text(Path(name)), name).data
+    return isinstance(data, Mapping) and data.get("schema") == "nmtool.chip/v1"
+
+
 def load_hardware(name: str, overrides: Sequence[str] = ()) -> HardwareConfig:
     """A target by the name of a shipped one, or by the path of a YAML file.
 

@@ -20,6 +20,9 @@ from nmtool.errors import CheckFailed, ConfigError, NmtoolError, UsageError, Wri
 from nmtool.yamlio import parse_duration
 
 TIMED_OUT, INTERRUPTED, TERMINATED, BUG = 124, 130, 143, 70
+FILE = click.Path(readable=False)
+"""A path whose problems are the command's to report: its exit code says what the file was for."""
+
 _LOCATED = re.compile(r"^\S.*:\d+:\d+: ")
 
 

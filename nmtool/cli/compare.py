@@ -10,7 +10,7 @@ from nmtool import formats
 from nmtool.backends import Recording, check_target, get_backend
 from nmtool.backends.base import refuse_unsupported
 from nmtool.chip import HardwareConfig, load_hardware
-from nmtool.cli.common import Options, emit, progress, table, verb, warn
+from nmtool.cli.common import FILE, Options, emit, progress, table, verb, warn
 from nmtool.cli.deploy import run, thresholds
 from nmtool.cli.runs import Given, Run, gather_input, input_options
 from nmtool.compiler import Program
@@ -25,7 +25,7 @@ TRAINER = "trainer:"
 @click.command("compare")
 @click.argument("a")
 @click.argument("b")
-@click.option("--program", type=click.Path(readable=False), help="Program that the targets run.")
+@click.option("--program", type=FILE, help="Program that the targets run.")
 @input_options
 @verb
 def command(

@@ -10,8 +10,8 @@ import click
 from nmtool import formats
 from nmtool.backends import get_backend
 from nmtool.backends.base import refuse_unsupported
-from nmtool.chip import ChipSpec, HardwareConfig, load_chip, load_hardware, shipped
-from nmtool.cli.common import Options, emit, table, verb, warn
+from nmtool.chip import ChipSpec, HardwareConfig, is_chip, load_chip, load_hardware
+from nmtool.cli.common import FILE, Options, emit, table, verb, warn
 from nmtool.cli.runs import load_network
 from nmtool.compiler import Program, compile_program
 from nmtool.errors import UsageError
@@ -20,11 +20,9 @@ from nmtool.provenance import provenance, sha256
 
 
 @click.command("compile")
-@click.argument("source", type=click.Path(readable=False))
+@click.argument("source", type=FILE)
 @click.option("--hw", required=True, help="Target, or chip, by name or YAML file.")
-@click.option(
-    "-o", "--output", type=click.Path(readable=False), help="Program file [default: beside SOURCE]."
-)
+@click.option("-o", "--output", type=FILE, help="Program file [default: beside SOURCE].")
 @click.option(
     "--steps",
     type=click.IntRange(1, 1_000_000),
@@ -75,7 +73,7 @@ def command(source: str, hw: str, output: str | None, steps: int | None, options
 def _target(name: str, options: Options) -> tuple[HardwareConfig | None, ChipSpec]:
     """A target and its chip, or a chip alone."""
     overrides = options.hardware_overrides()
-    if name in shipped("chips") and name not in shipped("targets"):
+    if is_chip(name):
         if overrides:
             raise UsageError(f"-s hw.{overrides[0]}: {name} is a chip, allowed for targets")
         return None, load_chip(name)

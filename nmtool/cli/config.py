@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from nmtool import yamlio
 from nmtool.chip import ChipFile, HardwareConfig, load_chip
-from nmtool.cli.common import Options, emit, verb
+from nmtool.cli.common import FILE, Options, emit, verb
 from nmtool.config import Experiment
 from nmtool.errors import ConfigError
 
@@ -32,7 +32,7 @@ def command() -> None:
 
 
 @command.command("check")
-@click.argument("files", nargs=-1, required=True, type=click.Path(readable=False))
+@click.argument("files", nargs=-1, required=True, type=FILE)
 @verb
 def check(files: tuple[str, ...], options: Options) -> None:
     """Check FILES; every problem is shown as file:line:column."""

@@ -12,7 +12,7 @@ from nmtool import formats
 from nmtool.backends import Recording, check_target, get_backend, open_session, resolve_probe
 from nmtool.backends.base import Probe, refuse_unsupported
 from nmtool.chip import HardwareConfig, load_hardware
-from nmtool.cli.common import Options, emit, note, progress, table, verb, warn
+from nmtool.cli.common import FILE, Options, emit, note, progress, table, verb, warn
 from nmtool.cli.runs import Given, gather_input, input_options
 from nmtool.compiler import Program
 from nmtool.config import Check
@@ -23,14 +23,12 @@ from nmtool.provenance import provenance
 
 
 @click.command("deploy")
-@click.argument("program", type=click.Path(readable=False))
+@click.argument("program", type=FILE)
 @click.option("--hw", required=True, help="Target by name or YAML file.")
 @input_options
-@click.option(
-    "--labels", type=click.Path(readable=False), metavar="FILE.npy", help="Classes of --input."
-)
+@click.option("--labels", type=FILE, metavar="FILE.npy", help="Classes of --input.")
 @click.option("--probe", help="What to record: spikes,current,voltage, or voltage:NAME.")
-@click.option("-o", "--output", type=click.Path(readable=False), help="Recording file.")
+@click.option("-o", "--output", type=FILE, help="Recording file.")
 @verb
 def command(
     program: str,

@@ -13,7 +13,7 @@ from nmtool import formats
 from nmtool.backends import check_target, get_backend
 from nmtool.backends.base import refuse_unsupported
 from nmtool.chip import HardwareConfig, load_chip, load_hardware
-from nmtool.cli.common import Options, emit, note, progress, resumable, table, verb
+from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb
 from nmtool.cli.runs import Run
 from nmtool.compiler import Program, compile_program
 from nmtool.config import Experiment
@@ -32,16 +32,14 @@ MEANING = {
 
 
 @click.command("finetune")
-@click.argument("run", type=click.Path(readable=False))
+@click.argument("run", type=FILE)
 @click.option("--hw", required=True, help="Target by name or YAML file.")
 @click.option(
     "--program",
-    type=click.Path(readable=False),
+    type=FILE,
     help="Program to start from [default: RUN compiled for the target].",
 )
-@click.option(
-    "-o", "--output", type=click.Path(readable=False), help="Folder [default: RUN/finetune/TARGET]."
-)
+@click.option("-o", "--output", type=FILE, help="Folder [default: RUN/finetune/TARGET].")
 @click.option("--resume", is_flag=True, help="Continue an interrupted study.")
 @verb
 def command(

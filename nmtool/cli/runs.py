@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from nmtool import formats
-from nmtool.cli.common import read_array
+from nmtool.cli.common import FILE, read_array
 from nmtool.config import Experiment, experiment_from_json
 from nmtool.data import encode, load_split
 from nmtool.errors import ArtifactError, ConfigError, UsageError
@@ -96,7 +96,7 @@ def input_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--input",
             "input_file",
-            type=click.Path(readable=False),
+            type=FILE,
             metavar="FILE.npy",
             help="Spike rasters ([samples,] neurons, steps), or raw samples with --encode.",
         ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nmtool.cli.common import Options, emit, note, progress, resumable, table, verb, warn
+from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb, warn
 from nmtool.cli.runs import Run
 from nmtool.config import Experiment, load_experiment, resolved_json
 from nmtool.errors import UsageError
@@ -21,10 +21,8 @@ CHIP = "loihi2"
 
 
 @click.command("train")
-@click.argument("experiment", type=click.Path(readable=False))
-@click.option(
-    "-o", "--output", type=click.Path(readable=False), help="Run folder [default: runs/NAME]."
-)
+@click.argument("experiment", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Run folder [default: runs/NAME].")
 @click.option("--resume", is_flag=True, help="Continue an interrupted training.")
 @verb
 def command(experiment: str, output: str | None, resume: bool, options: Options) -> None:

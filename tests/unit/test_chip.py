@@ -9,6 +9,7 @@ from nmtool.chip import (
     HardwareConfig,
     SynapseFormat,
     config_folder,
+    is_chip,
     load_chip,
     load_hardware,
     shipped,
@@ -141,3 +142,12 @@ def test_a_config_cannot_be_changed():
 
 def test_a_format_reads_as_a_person_would_say_it():
     assert str(SynapseFormat(4, -2, "mixed")) == "4 bit mixed, 2^-2"
+
+
+def test_a_chip_is_told_from_a_target(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(shipped("chips")["loihi2"].read_text())
+    assert is_chip("loihi1")
+    assert is_chip(str(own))
+    assert not is_chip("reference")
+    assert not is_chip(str(shipped("targets")["reference"]))
