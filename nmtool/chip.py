@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from nmtool import yamlio
 from nmtool.errors import ConfigError
@@ -178,10 +178,19 @@ class HardwareConfig(Strict):
     name: str
     chip: str
     backend: BackendName
-    weight_bits: Annotated[int, Field(ge=1, le=8)] | None = None
+    weight_bits: Literal[1, 2, 3, 4, 5, 6, 8] | None = None
     faults: Faults | None = None
     probes: Probes = Probes()
     timeouts: Timeouts = Timeouts()
+
+    @model_validator(mode="after")
+    def _faults_can_be_acted_out(self) -> HardwareConfig:
+        if self.faults is not None and self.backend not in ("reference", "emulator"):
+            raise ValueError(
+                f"no faults with the backend {self.backend}, only with a simulator "
+                "that acts them out: reference"
+            )
+        return self
 
     def with_faults(self, **changes: Any) -> HardwareConfig:
         """The same target with other faults; without arguments the same without faults."""
@@ -245,10 +254,15 @@ def load_hardware(name: str, overrides: Sequence[str] = ()) -> HardwareConfig:
         ConfigError: unknown name, or a file that is missing or wrong.
     """
     path = _find(name, "targets", None)
-    config = yamlio.load(path, HardwareConfig, overrides)
+    document = yamlio.read(path, overrides)
+    config = yamlio.validate(document, HardwareConfig)
     if _is_path(config.chip) and not Path(config.chip).is_absolute():
         config = config.model_copy(update={"chip": str(path.parent / config.chip)})
-    load_chip(config.chip)
+    try:
+        load_chip(config.chip)
+    except ConfigError as error:
+        document.problems.append((document.where(("chip",)), str(error)))
+        document.fail()
     return config
 
 

@@ -6,14 +6,15 @@ readout, checks) are kept with the network and the program under the same types.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from nmtool import yamlio
-from nmtool.chip import Fraction, Strict
+from nmtool.chip import BackendName, Fraction, Strict, shipped
 from nmtool.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -185,18 +186,38 @@ class Finetune(Strict):
 
 
 class Check(Strict):
-    """A number that must hold: ``min`` and ``max`` of a metric on the targets named."""
+    """A number that must hold: ``min`` and ``max`` of a metric on the targets named.
+
+    A target of your own is named by its file, ``my-target.yaml``.
+    """
 
     metric: Literal["accuracy"]
-    min: float | None = None
-    max: float | None = None
-    on: list[str]
+    min: Fraction | None = None
+    max: Fraction | None = None
+    on: Annotated[list[str], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _bounded(self) -> Check:
         if self.min is None and self.max is None:
             raise ValueError("a min, a max, or both")
         return self
+
+    @field_validator("on")
+    @classmethod
+    def _targets(cls, names: list[str]) -> list[str]:
+        known = sorted({*shipped("targets"), *get_args(BackendName)})
+        for name in names:
+            if name not in known and not name.endswith((".yaml", ".yml")):
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ValueError(
+                    f"{', '.join(known)}, or the .yaml file of a target; found {name!r}{hint}"
+                )
+        return names
+
+    def concerns(self, target: str) -> bool:
+        """Whether the check is to be held on a target of this name."""
+        return target in self.on or any(Path(n).stem == target for n in self.on if "." in n)
 
 
 class Experiment(Strict):

@@ -413,6 +413,7 @@ def _population(
         errors.append(ParameterError(f"{name}.{key}", f"{wanted:g}", str(register), error, error))
     mantissa, exponent = _bias(name, population, chip, errors)
     _check_delay(f"{name}.axonal_delay", population.axonal_delay, chip)
+    _note_delay(f"{name}.axonal_delay", population.axonal_delay, errors)
     return QuantizedPopulation(
         population.shape, decay_u, decay_v, threshold, mantissa, exponent, population.axonal_delay
     )
@@ -453,6 +454,7 @@ def _projection(
     name: str, projection: Projection, bits: int, chip: ChipSpec, errors: list[ParameterError]
 ) -> QuantizedProjection:
     _check_delay(f"projection {name}.delay", projection.delay, chip)
+    _note_delay(f"{name}.delay", projection.delay, errors)
     real = np.asarray(projection.weight, dtype=np.float64)
     format = choose_format(name, real, bits, chip)
     mantissa = quantize_weights(real, format)
@@ -485,6 +487,13 @@ def _span(values: RealArray | IntArray) -> str:
     if not values.size:
         return "none"
     return f"{values.min():.4g} to {values.max():.4g}"
+
+
+def _note_delay(name: str, delay: IntLike, errors: list[ParameterError]) -> None:
+    """Delays are whole steps already: they take no error."""
+    if np.any(delay):
+        span = _span(np.atleast_1d(delay)) if np.ndim(delay) else f"{int(delay)} steps"
+        errors.append(ParameterError(name, span, span, 0.0, 0.0))
 
 
 def _check_delay(name: str, delay: IntLike, chip: ChipSpec) -> None:

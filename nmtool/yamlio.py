@@ -178,11 +178,19 @@ def load(path: str | Path, model: type[Model], overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: every problem on a line of its own, as file:line:column.
     """
-    path = Path(path)
+    return validate(read(Path(path), overrides), model)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Document:
+    """Parse a YAML file and apply overrides, without validating it.
+
+    Raises:
+        ConfigError: missing, not YAML, or an override that does not fit.
+    """
     document = parse(read_text(path), str(path))
     for override in overrides:
         apply_override(document, override)
-    return validate(document, model)
+    return document
 
 
 def apply_override(document: Document, override: str) -> None:

@@ -75,7 +75,7 @@ def _commands(run: Path, extra: dict[str, list[str]], force: bool) -> dict[str, 
         )
         if done.returncode not in (0, 1) or not done.stdout:
             raise SystemExit(done.returncode)
-        return json.loads(done.stdout.split("\n}\n")[0] + "\n}")
+        return json.loads(done.stdout)
 
     experiment = str(HERE / "experiment.yaml")
     results = {
@@ -207,7 +207,7 @@ def _draw_spikes(path: Path, recording_file: Path) -> None:
 
 
 def _draw_rounds(path: Path, finetune: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Validation accuracy over the rounds; columns without training are level lines (test)."""
+    """Validation accuracy over the rounds; level lines are test accuracies on the target."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -215,13 +215,18 @@ def _draw_rounds(path: Path, finetune: dict[str, Any], summary: dict[str, Any]) 
     import numpy as np
 
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for name, style in (("fault_free", ":"), ("transfer", "--")):
+    levels = {
+        "fault_free": (":", "no training"),
+        "transfer": ("--", "no training, target"),
+        "simulation": ("-.", "put on the target"),
+    }
+    for name, (style, what) in levels.items():
         mean = summary["faulty"][name]["mean"]
-        axis.axhline(mean, color="gray", linestyle=style, label=f"{name} (test, no training)")
+        axis.axhline(mean, color="gray", linestyle=style, label=f"{name} (test: {what})")
     labels = {
-        "simulation": "simulation (on the healthy simulator)",
-        "readout": "readout (target)",
-        "loop": "loop (target)",
+        "simulation": "simulation (validation: on the healthy simulator)",
+        "readout": "readout (validation: on the target)",
+        "loop": "loop (validation: on the target)",
     }
     for name, label in labels.items():
         curves = np.array(
@@ -238,7 +243,7 @@ def _draw_rounds(path: Path, finetune: dict[str, Any], summary: dict[str, Any]) 
         )
     axis.set(
         xlabel="round (one pass over the training samples)",
-        ylabel="validation accuracy",
+        ylabel="accuracy",
         title="Learning from measured spikes: 4-bit weights, invented defects",
     )
     axis.legend(fontsize=8)

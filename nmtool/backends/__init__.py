@@ -70,7 +70,7 @@ def check_target(program: Program, hardware: HardwareConfig) -> None:
     if program.chip != chip:
         raise ArtifactError(
             f"program {program.fingerprint}: made for the chip {program.chip}, the target "
-            f"{hardware.name} has {chip}; compile it again with --hw {hardware.name}"
+            f"{hardware.name} has {chip}; compile it again for this target"
         )
     if hardware.weight_bits is None:
         return
@@ -79,5 +79,5 @@ def check_target(program: Program, hardware: HardwareConfig) -> None:
             raise ArtifactError(
                 f"program {program.fingerprint}: projection {name} has weights of "
                 f"{projection.weight_bits} bits, the target {hardware.name} stores "
-                f"{hardware.weight_bits}; compile it again with --hw {hardware.name}"
+                f"{hardware.weight_bits}; compile it again for this target"
             )

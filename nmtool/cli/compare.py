@@ -115,6 +115,16 @@ class _Source:
         from nmtool.chip import load_chip
 
         chip = load_chip(self._program.chip if self._program else "loihi2")
+        bits = (
+            {p.weight_bits for p in self._program.network.projections.values()}
+            if (self._program)
+            else set()
+        )
+        if bits - {network.weight_bits}:
+            warn(
+                f"the trainer's weights have {network.weight_bits} bits, those of the program "
+                f"{', '.join(map(str, sorted(bits)))}: other integers, so other spikes"
+            )
         with progress(self._options, "run the trainer's forward") as update:
             from nmtool.training.slayer import record
 

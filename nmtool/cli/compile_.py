@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import click
 from nmtool import formats
 from nmtool.backends import get_backend
 from nmtool.backends.base import refuse_unsupported
-from nmtool.chip import ChipSpec, HardwareConfig, is_chip, load_chip, load_hardware
+from nmtool.chip import ChipSpec, HardwareConfig, is_chip, load_chip, load_hardware, shipped
 from nmtool.cli.common import FILE, Options, emit, table, verb, warn
 from nmtool.cli.runs import load_network
 from nmtool.compiler import Program, compile_program
-from nmtool.errors import UsageError
+from nmtool.errors import ConfigError, UsageError
 from nmtool.formats.container import refuse_overwrite
 from nmtool.provenance import provenance, sha256
 
@@ -77,8 +78,21 @@ def _target(name: str, options: Options) -> tuple[HardwareConfig | None, ChipSpe
         if overrides:
             raise UsageError(f"-s hw.{overrides[0]}: {name} is a chip, allowed for targets")
         return None, load_chip(name)
+    if "/" not in name and not name.endswith((".yaml", ".yml")):
+        _check_name(name)
     hardware = load_hardware(name, overrides)
     return hardware, load_chip(hardware.chip)
+
+
+def _check_name(name: str) -> None:
+    known = [*shipped("targets"), *shipped("chips")]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"target or chip {name}: unknown, allowed {', '.join(known)}, or the path of a "
+            f".yaml file{hint}"
+        )
 
 
 def _text(program: Program, path: Path, options: Options) -> str:

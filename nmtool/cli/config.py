@@ -9,10 +9,12 @@ import click
 from pydantic import BaseModel
 
 from nmtool import yamlio
-from nmtool.chip import ChipFile, HardwareConfig, load_chip
+from nmtool.chip import ChipFile, HardwareConfig, load_chip, load_hardware
 from nmtool.cli.common import FILE, Options, emit, verb
 from nmtool.config import Experiment
-from nmtool.errors import ConfigError
+from nmtool.errors import ConfigError, NmtoolError
+from nmtool.quantization import quantize
+from nmtool.training.build import build_network
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "nmtool.experiment/v1": Experiment,
@@ -61,8 +63,22 @@ def _check_file(path: Path, options: Options) -> str:
         )
     model = yamlio.validate(document, SCHEMAS[schema])
     if isinstance(model, HardwareConfig):
-        load_chip(model.chip, path.parent)
+        load_hardware(str(path) if path.suffix else f"./{path}", options.hardware_overrides())
+    if isinstance(model, Experiment):
+        _check_network(model, path, document)
     return str(schema)
+
+
+def _check_network(experiment: Experiment, path: Path, document: yamlio.Document) -> None:
+    """Build the network and quantise it: what only shows when the parts come together."""
+    try:
+        quantize(build_network(experiment, path.parent), load_chip("loihi2"))
+    except NmtoolError as error:
+        key = str(error).partition(":")[0].split(".")
+        where = [int(part) if part.isdigit() else part for part in key]
+        inside = where[0] == "network" and len(where) > 1
+        row, column = document.where(where if inside else ("network",))
+        raise ConfigError(f"{path}:{row}:{column}: {error}") from None
 
 
 @command.command("schema")

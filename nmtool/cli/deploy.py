@@ -108,13 +108,15 @@ def report(
     """
     net = program.network
     measured = measure(recording, net.outputs[0], net.readout, given.labels)
-    results = [_check(check, measured) for check in net.checks if hardware.name in check.on]
+    results = [_check(check, measured) for check in net.checks if check.concerns(hardware.name)]
     for event, what in (
         ("wrapped", "currents wrapped around"),
         ("saturated", "voltages saturated"),
     ):
         if count := recording.provenance.get(event):
             warn(f"{count} {what} at the chip's 24 bits")
+    if net.checks and not results:
+        note(options, f"no check of the program is for {hardware.name}")
     if hardware.faults:
         note(options, f"{hardware.name} is a simulator with invented defects, not a chip")
     document = {
@@ -141,8 +143,8 @@ def report(
 
 def _check(check: Check, measured: Measurement) -> dict[str, Any]:
     quantity = measured.quantities.get(check.metric)
-    low = float("-inf") if check.min is None else check.min
-    high = float("inf") if check.max is None else check.max
+    low = 0.0 if check.min is None else check.min
+    high = 1.0 if check.max is None else check.max
     found = quantity.value if quantity else None
     return {
         "metric": check.metric,

@@ -45,7 +45,7 @@ def test_without_lava(nmtool, rasters, folder, unchanged, without, arguments):
     with unchanged(folder):
         done = nmtool(*arguments, "--json")
     assert done.code == 10, done.err
-    assert "lava-nc is not installed; install with: pip install 'nmtool[lava]'" in done.err
+    assert "lava-nc is not installed; install with: pip install '.[lava]'" in done.err
     assert "lava-nc==0.10.0" in done.err
     assert "Traceback" not in done.err
     assert done.json["exit_code"] == 10

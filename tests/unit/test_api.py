@@ -3,7 +3,7 @@ import pytest
 
 import nmtool
 from nmtool.backends import open_session
-from nmtool.chip import load_hardware
+from nmtool.chip import Faults, load_hardware
 from nmtool.errors import ArtifactError, ConfigError, NmtoolError, UnsupportedError
 
 NETWORK = nmtool.Network(
@@ -73,9 +73,11 @@ def test_a_backend_that_is_not_there_yet_is_refused(backend):
 
 
 def test_faults_are_refused_where_nothing_acts_them_out():
-    hardware = load_hardware("lava-sim", ["faults={seed: 1}"])
+    with pytest.raises(ConfigError, match="no faults with the backend lava-sim"):
+        load_hardware("lava-sim", ["faults={seed: 1}"])
+    built = load_hardware("lava-sim").model_copy(update={"faults": Faults(seed=1)})
     with pytest.raises(UnsupportedError, match="found faults with the backend lava-sim"):
-        open_session(nmtool.compile(NETWORK), hardware)
+        open_session(nmtool.compile(NETWORK), built)
 
 
 def test_every_error_has_its_own_exit_code_and_a_builtin_beside_it():

@@ -99,7 +99,7 @@ def test_encodings_by_kind(override, encoding):
         ("train.epochs=2.5", "train.epochs: found 2.5"),
         ("train.loss={kind: spike_rat}", "did you mean spike_rate?"),
         ("train.optimizer.lr='0.1'", "train.optimizer.lr: found '0.1'"),
-        ("checks=[{metric: accuracy, on: []}]", "a min, a max, or both"),
+        ("checks=[{metric: accuracy, on: [reference]}]", "a min, a max, or both"),
         (
             "checks=[{metric: acuracy, min: 1, on: []}]",
             "allowed 'accuracy'; did you mean accuracy?",
@@ -133,3 +133,17 @@ def test_the_json_schema_names_every_key(model, schema):
     assert result["additionalProperties"] is False
     keys = {info.alias or name for name, info in model.model_fields.items()}
     assert set(result["properties"]) == keys
+
+
+@pytest.mark.parametrize("name", ["referense", "lava_sim", "my-target"])
+def test_a_check_for_an_unknown_target_is_refused(name):
+    with pytest.raises(ConfigError, match=f"found '{name}'"):
+        load_experiment(EXAMPLE, [f"checks=[{{metric: accuracy, min: 0.5, on: [{name}]}}]"])
+
+
+def test_a_check_may_name_the_file_of_a_target():
+    override = "checks=[{metric: accuracy, min: 0.5, on: [hw/my-target.yaml, reference]}]"
+    check = load_experiment(EXAMPLE, [override]).checks[0]
+    assert check.concerns("my-target")
+    assert check.concerns("reference")
+    assert not check.concerns("lava-sim")

@@ -23,7 +23,7 @@ from nmtool.errors import DependencyError
 KNOWN_LAVA = frozenset({"0.10.0"})
 KNOWN_LAVA_DL = frozenset({"0.6.0"})
 INSTALL = (
-    "install with: pip install 'nmtool[lava]', then: pip install --no-deps "
+    "install with: pip install '.[lava]' in a checkout of nmtool, then: pip install --no-deps "
     "--ignore-requires-python lava-nc==0.10.0 lava-dl==0.6.0"
 )
 

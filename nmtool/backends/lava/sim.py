@@ -36,7 +36,7 @@ from nmtool.backends.lava.job import (
 )
 from nmtool.backends.lava.link import Patience
 from nmtool.compiler import Program
-from nmtool.errors import DependencyError, UnsupportedError
+from nmtool.errors import BoardTimeout, DependencyError, UnsupportedError
 from nmtool.fixedpoint import IntArray
 from nmtool.quantization import QuantizedProjection
 from nmtool.spikes import SpikeTrain
@@ -95,7 +95,12 @@ class LavaSimSession(ManagedSession):
             n_steps=batch.n_steps,
             samples=batch.n_samples,
         )
-        result = self._worker.run(job, self._timeout, progress)
+        try:
+            result = self._worker.run(job, self._timeout, progress)
+        except BoardTimeout as error:
+            raise BoardTimeout(
+                f"{error}; timeouts.run of the target is {self._timeout:g} s"
+            ) from None
         return self._recording(result, batch, time.monotonic() - started)
 
     def stream(
