@@ -196,7 +196,10 @@ def test_the_fingerprint_leaves_out_what_decides_no_spike():
         replace(PROGRAM, network=replace(QUANTIZED, metadata={"from": "elsewhere"}, errors=())),
         replace(PROGRAM, network=replace(QUANTIZED, name="other")),
         replace(
-            PROGRAM, network=replace(QUANTIZED, checks=(Check(metric="accuracy", min=0.5, on=[]),))
+            PROGRAM,
+            network=replace(
+                QUANTIZED, checks=(Check(metric="accuracy", min=0.5, on=["reference"]),)
+            ),
         ),
         replace(
             PROGRAM,
