@@ -153,6 +153,23 @@ def _deadline(timeout: str | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
+def _raise_again(lost: Any) -> None:
+    """Python drops an exception that is raised inside a destructor or a weakref's callback.
+
+    A signal that arrives just there must still end the command: it is raised again from a timer.
+    """
+    if not isinstance(lost.exc_value, KeyboardInterrupt | Terminated | TimedOut):
+        sys.__unraisablehook__(lost)
+        return
+    kind = type(lost.exc_value)
+
+    def again(_number: int, _frame: Any) -> NoReturn:
+        raise kind
+
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+
 def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Run a command; every way it can end has its exit code."""
 
@@ -162,6 +179,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = _wants_json(arguments)
     previous = signal.signal(signal.SIGTERM, terminate)
+    sys.unraisablehook = _raise_again
     try:
         command.main(args=arguments, prog_name="nmtool", standalone_mode=False)
         sys.stdout.flush()
@@ -201,6 +219,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         )
     finally:
         signal.signal(signal.SIGTERM, previous)
+        sys.unraisablehook = sys.__unraisablehook__
     return 0
 
 

@@ -359,3 +359,33 @@ def test_an_interrupted_study_is_continued_to_the_same_result(nmtool, folder, mo
 def test_the_recording_of_a_run_that_ended_well_is_whole(nmtool, folder):
     assert nmtool(*WRITERS["deploy"]).code == 0
     assert formats.load_as("new.h5", Recording).n_steps == 12
+
+
+SWALLOWED = """
+import os, signal, sys, time, click
+from nmtool.cli.common import run
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+        time.sleep(0)
+
+@click.command()
+def forget():
+    Dying()
+    print("alive", flush=True)
+    time.sleep(30)
+
+sys.exit(run(forget, []))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_inside_a_destructor_is_not_lost(number):
+    code = SWALLOWED.format(number=int(number))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=25, check=False
+    )
+    assert done.returncode == ENDS[number][0], done.stderr
+    assert done.stdout == "alive\n"
+    assert "Traceback" not in done.stderr
