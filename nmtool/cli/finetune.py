@@ -74,7 +74,7 @@ def _experiment(folder: Run, overrides: list[str], options: Options) -> Experime
     """The run's experiment; only its fine-tuning may be overridden."""
     from nmtool import yamlio
 
-    experiment = folder.load_experiment()
+    folder.load_experiment()  # says so where there is no run
     for override in overrides:
         if not override.startswith("finetune."):
             raise UsageError(f"-s {override}: allowed finetune.KEY=VALUE and hw.KEY=VALUE")
@@ -83,7 +83,7 @@ def _experiment(folder: Run, overrides: list[str], options: Options) -> Experime
         yamlio.apply_override(document, override)
     if options.seed is not None:
         document.data["seed"] = options.seed
-    return yamlio.validate(document, Experiment) if document.data else experiment
+    return yamlio.validate(document, Experiment)
 
 
 def _program(path: str | None, network: Network, folder: Run, hardware: HardwareConfig) -> Program:

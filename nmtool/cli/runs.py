@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -66,13 +64,6 @@ class Run:
         except OSError as error:
             raise ArtifactError(f"{self.experiment}: cannot be read ({error.strerror})") from None
         return experiment_from_json(text, str(self.experiment))
-
-    def load_metrics(self) -> dict[str, Any]:
-        """The metrics that ``train`` wrote."""
-        try:
-            return dict(json.loads(self.metrics.read_text()))
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{self.metrics}: cannot be read ({error})") from None
 
 
 def load_network(path: Path) -> Network | QuantizedNetwork:
