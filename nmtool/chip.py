@@ -59,6 +59,7 @@ class ChipFile(Strict):
     weight_bits: Fact[list[int]]
     weight_exponent: Fact[Range]
     delay_max: Fact[int]
+    refractory_delay_max: Fact[int]
     decay_bits: Fact[Literal[12]]
     state_bits: Fact[Literal[24]]
     current_overflow: Fact[Literal["wrap"]]
@@ -87,6 +88,7 @@ class ChipSpec:
     weight_bits: tuple[int, ...]
     weight_exponent: tuple[int, int]
     delay_max: int
+    refractory_delay_max: int
     decay_bits: int
     state_bits: int
     current_overflow: str

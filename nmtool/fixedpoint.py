@@ -28,6 +28,9 @@ STATE_BITS = 24
 STATE_LIMIT = 1 << (STATE_BITS - 1)
 """u lies in (-2^23, 2^23], v in [-(2^23 - 1), 2^23 - 1]."""
 
+BIAS_MANTISSA = (-(1 << 12), (1 << 12) - 1)
+"""A bias mantissa has 13 bits, its sign among them."""
+
 CURRENT_DECAY_OFFSET = 1
 """The chip decays the current by ``decay_u + 1``, the voltage by ``decay_v`` (no offset)."""
 
@@ -59,6 +62,12 @@ def wrap(x: npt.ArrayLike) -> IntArray:
     return STATE_LIMIT - ((STATE_LIMIT - x) & ((1 << STATE_BITS) - 1))
 
 
+def wrap_word(x: npt.ArrayLike) -> IntArray:
+    """Fold modulo 2^32 into [-2^31, 2^31): the words in which sigma-delta neurons count."""
+    x = np.asarray(x, dtype=np.int64)
+    return ((x + (1 << 31)) & ((1 << 32) - 1)) - (1 << 31)
+
+
 def saturate(x: npt.ArrayLike) -> IntArray:
     """Clip to +-(2^23 - 1), the overflow rule of the voltage."""
     x = np.asarray(x, dtype=np.int64)
@@ -79,11 +88,6 @@ def exact_shift(x: npt.ArrayLike, exponent: int) -> bool:
     return not np.any(np.asarray(x, dtype=np.int64) & mask)
 
 
-def truncate(mantissa: npt.ArrayLike, step: int) -> IntArray:
-    """Drop the bits below ``step`` (a power of two), rounding down: what a synapse stores."""
-    return np.asarray(mantissa, dtype=np.int64) & -step
-
-
 def scaled(mantissa: npt.ArrayLike) -> IntArray:
     """A threshold mantissa or a synaptic sum in the units of u and v: ``mantissa << 6``."""
     return np.asarray(mantissa, dtype=np.int64) << ALIGN_BITS
@@ -102,3 +106,16 @@ def voltage_step(v: IntArray, u: IntArray, bias: IntArray, decay_v: int) -> IntA
 def fires(v: IntArray, threshold: int) -> BoolArray:
     """A neuron spikes when its voltage is strictly above ``threshold << 6``."""
     return np.asarray(v > (threshold << ALIGN_BITS))
+
+
+def delta_step(
+    activation: IntArray, before: IntArray, residue: IntArray, threshold: int
+) -> tuple[IntArray, IntArray]:
+    """Delta encoding: ``(message, residue)`` of an activation that was ``before`` a step ago.
+
+    d = activation - before + residue is sent where ``|d| >= threshold`` (not strictly above, and
+    the threshold is not shifted), and kept as the residue elsewhere.
+    """
+    d = wrap_word(activation - before + residue)
+    message = np.where(np.abs(d) >= threshold, d, 0)
+    return message, d - message

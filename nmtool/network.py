@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from nmtool.config import Check, Data, NetworkConfig, NeuronConfig, Readout
 from nmtool.errors import ConfigError, UnsupportedError
+from nmtool.operations import (
+    Chain,
+    Dense,
+    Shape,
+    chain_shape,
+    count_weighted,
+    weighted,
+    with_weight,
+)
 
+Activation: TypeAlias = Literal["relu", "unit"]
+InputKind: TypeAlias = Literal["spikes", "graded", "bias"]
 RealArray = npt.NDArray[np.floating[Any]]
 IntLike = int | npt.NDArray[np.integer[Any]]
 
@@ -33,38 +44,115 @@ class CubaLif:
         v[t] = (1 - \alpha_v) v[t-1] + u[t] + b, \quad
         s[t] = v[t] > \vartheta, \quad v[t] \leftarrow v[t] (1 - s[t])
 
-    ``current_decay`` and ``voltage_decay`` are the fractions lost per step, 0 to 1.
+    ``current_decay`` and ``voltage_decay`` are the fractions lost per step, 0 to 1. For the
+    ``refractory_delay - 1`` steps after a spike v stays 0 and u goes on; 1 is no pause, the neuron
+    may spike at every step.
     """
 
     threshold: float
     current_decay: float
     voltage_decay: float
+    refractory_delay: int = 1
+
+
+@dataclass(frozen=True)
+class Delta:
+    r"""Delta encoder: sends how far its input has moved, once that reaches the threshold.
+
+    .. math::
+        d[t] = x[t] - x[t-1] + r[t-1], \quad
+        s[t] = d[t] \text{ if } |d[t]| \ge \vartheta \text{ else } 0, \quad r[t] = d[t] - s[t]
+
+    Messages are graded. A unit of x is ``2^(spike_exponent + state_exponent)`` units of state and
+    ``2^spike_exponent`` of message.
+    """
+
+    threshold: float
+    spike_exponent: int = 6
+    state_exponent: int = 6
+
+
+@dataclass(frozen=True)
+class SigmaDelta:
+    r"""Sigma-delta neuron: sums the messages it receives and delta-encodes its activation.
+
+    .. math::
+        \sigma[t] = \sigma[t-1] + x[t], \quad a[t] = f(\sigma[t] + b), \quad
+        d[t] = a[t] - a[t-1] + r[t-1]
+
+    and from there as :class:`Delta`; f is ``relu`` or ``unit`` (the identity).
+    """
+
+    threshold: float
+    activation: Activation = "relu"
+    spike_exponent: int = 6
+    state_exponent: int = 6
+
+
+@dataclass(frozen=True)
+class Sigma:
+    r"""Sigma decoder: sends the sum of all messages so far at every step, ``s[t] = sigma[t]``."""
+
+
+Neuron: TypeAlias = CubaLif | Delta | SigmaDelta | Sigma
+"""The neuron models. Each sends spikes (CubaLif) or graded messages (the others)."""
+
+
+@dataclass(frozen=True)
+class PeriodicReset:
+    """State that is cleared at every step t with ``t % interval == offset % interval``.
+
+    It happens after the input of the step has been received and before it is integrated, as in
+    Lava's LIFReset; spikes on their way are not touched.
+    """
+
+    interval: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise ConfigError(f"reset: found an interval of {self.interval}, allowed 1 or more")
 
 
 @dataclass(frozen=True)
 class Input:
-    """A source of spikes from outside, of the given shape."""
+    """A source from outside, of the given shape.
+
+    ``kind``: ``spikes``; ``graded`` messages, whole numbers of which 0 is none; or ``bias``, which
+    is added to the bias mantissas of the population that it drives. An input with ``drives`` set
+    has no synapses: its column k reaches that population at step k itself (graded values as
+    synaptic input of weight 1 on the chip). All others go through projections.
+    """
 
     shape: tuple[int, ...]
+    kind: InputKind = "spikes"
+    drives: str | None = None
 
     @property
     def size(self) -> int:
-        """The number of its spike lines."""
+        """The number of its lines."""
         return int(np.prod(self.shape))
+
+    @property
+    def graded(self) -> bool:
+        """Whether its messages carry a number."""
+        return self.kind != "spikes"
 
 
 @dataclass(frozen=True, eq=False)
 class Population:
     """Neurons that share one neuron model and one set of parameters.
 
-    ``bias`` is a real number per neuron, shape (size,), added to the voltage at every step.
-    ``axonal_delay`` in steps delays every spike that leaves the population.
+    ``bias`` is a real number per neuron, shape (size,), added to the voltage (of sigma-delta
+    neurons: to sigma) at every step. ``axonal_delay`` in steps delays every spike that leaves the
+    population: one number, or one per neuron.
     """
 
     shape: tuple[int, ...]
-    neuron: CubaLif
+    neuron: Neuron
     bias: RealArray | None = None
-    axonal_delay: int = 0
+    axonal_delay: IntLike = 0
+    reset: PeriodicReset | None = None
 
     @property
     def size(self) -> int:
@@ -73,33 +161,22 @@ class Population:
 
 
 @dataclass(frozen=True, eq=False)
-class Dense:
-    """A matrix of weights, shape (neurons of the target, neurons of the source)."""
-
-    weight: RealArray
-
-
-Operation = Dense
-"""The linear operations that a projection may chain; dense weights so far."""
-
-
-@dataclass(frozen=True, eq=False)
 class Projection:
     """Synapses from a source (an input or a population) to a target population.
 
     ``operations`` are applied in order to the spikes of the source. ``delay`` in steps adds to the
-    one step that every projection takes: one number, or one per synapse in the weights' shape.
+    one step that every projection takes: one number, or one per weight in the weights' shape.
     """
 
     source: str
     target: str
-    operations: tuple[Operation, ...]
+    operations: Chain
     delay: IntLike = 0
 
     @property
     def weight(self) -> RealArray:
-        """The weights of the one operation that has any, shape (target, source)."""
-        return self.operations[-1].weight
+        """The weights of the one operation that has any (dense: shape (target, source))."""
+        return weighted(self.operations).weight
 
     @classmethod
     def dense(cls, source: str, target: str, weight: RealArray, delay: IntLike = 0) -> Projection:
@@ -108,10 +185,12 @@ class Projection:
 
     def with_weight(self, weight: RealArray) -> Projection:
         """The same projection with other weights."""
-        return Projection.dense(self.source, self.target, weight, self.delay)
+        return replace(self, operations=with_weight(self.operations, weight))
 
 
 class _Node(Protocol):
+    @property
+    def shape(self) -> Shape: ...
     @property
     def size(self) -> int: ...
 
@@ -121,6 +200,10 @@ class _Edge(Protocol):
     def source(self) -> str: ...
     @property
     def target(self) -> str: ...
+    @property
+    def operations(self) -> Chain: ...
+    @property
+    def delay(self) -> IntLike: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,15 +230,8 @@ class Network:
 
     def __post_init__(self) -> None:
         check_graph(self.inputs, self.populations, self.projections, self.outputs)
-        for name, projection in self.projections.items():
-            check_shape(name, projection.weight.shape, projection, self.sizes)
-            check_delay_shape(name, projection.weight.shape, projection.delay)
         for name, population in self.populations.items():
-            if population.bias is not None and population.bias.shape != (population.size,):
-                raise ConfigError(
-                    f"population {name}: found a bias of shape {population.bias.shape}, "
-                    f"allowed ({population.size},)"
-                )
+            _check_neuron(name, population)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -168,17 +244,45 @@ def sizes(inputs: Mapping[str, Input], populations: Mapping[str, _Node]) -> dict
     return {name: node.size for name, node in (*inputs.items(), *populations.items())}
 
 
+def shapes(inputs: Mapping[str, Input], populations: Mapping[str, _Node]) -> dict[str, Shape]:
+    """The shape of every input and population."""
+    found = {name: source.shape for name, source in inputs.items()}
+    return {**found, **{name: node.shape for name, node in populations.items()}}
+
+
 def check_graph(
     inputs: Mapping[str, Input],
     populations: Mapping[str, _Node],
     projections: Mapping[str, _Edge],
     outputs: tuple[str, ...],
 ) -> None:
-    """Check that every name a graph mentions exists and that inputs are only sources.
+    """Check that every name a graph mentions exists, and that shapes fit.
 
     Raises:
-        ConfigError: names the projection or output at fault.
+        ConfigError: names the input, projection or output at fault.
     """
+    _check_names(inputs, populations, projections)
+    for name, source in inputs.items():
+        if source.drives is not None:
+            _check_drive(name, source, source.drives, populations)
+        elif source.kind == "bias":
+            raise ConfigError(
+                f"input {name}: found a bias that drives nothing, allowed the name of a population"
+            )
+    for name, projection in projections.items():
+        _check_projection(name, projection, inputs, populations)
+    for output in outputs:
+        if output not in populations:
+            raise ConfigError(
+                f"network: found the output {output!r}, allowed {', '.join(populations)}"
+            )
+
+
+def _check_names(
+    inputs: Mapping[str, Input],
+    populations: Mapping[str, _Node],
+    projections: Mapping[str, _Edge],
+) -> None:
     for name in (*inputs, *populations, *projections):
         if not _NAME.fullmatch(name):
             raise ConfigError(
@@ -190,49 +294,132 @@ def check_graph(
             raise ConfigError(f"{name}: found no neurons, allowed 1 or more")
     if both := set(inputs) & set(populations):
         raise ConfigError(f"network: found {sorted(both)} as input and as population")
-    for name, projection in projections.items():
-        for role, end, allowed in (
-            ("source", projection.source, [*inputs, *populations]),
-            ("target", projection.target, [*populations]),
-        ):
-            if end not in allowed:
-                raise ConfigError(
-                    f"projection {name}: found the {role} {end!r}, allowed {', '.join(allowed)}"
-                )
-    for output in outputs:
-        if output not in populations:
-            raise ConfigError(
-                f"network: found the output {output!r}, allowed {', '.join(populations)}"
-            )
 
 
-def check_shape(
-    name: str, shape: tuple[int, ...], projection: _Edge, size: Mapping[str, int]
+def _check_drive(name: str, source: Input, driven: str, populations: Mapping[str, _Node]) -> None:
+    if driven not in populations:
+        raise ConfigError(
+            f"input {name}: found that it drives {driven!r}, allowed {', '.join(populations)}"
+        )
+    if source.kind == "spikes":
+        raise ConfigError(
+            f"input {name}: found spikes that drive {driven}, allowed graded values or a "
+            "bias; spikes go through a projection"
+        )
+    if source.size != populations[driven].size:
+        raise ConfigError(
+            f"input {name}: found {source.size} lines, allowed "
+            f"{populations[driven].size} as {driven} has neurons"
+        )
+
+
+def _check_projection(
+    name: str,
+    projection: _Edge,
+    inputs: Mapping[str, Input],
+    populations: Mapping[str, _Node],
 ) -> None:
-    """Check that dense weights fit the two ends of their projection.
+    free = [key for key, source in inputs.items() if source.drives is None]
+    for role, end, allowed in (
+        ("source", projection.source, [*free, *populations]),
+        ("target", projection.target, [*populations]),
+    ):
+        if end not in allowed:
+            raise ConfigError(
+                f"projection {name}: found the {role} {end!r}, allowed {', '.join(allowed)}"
+            )
+    nodes: dict[str, Input | _Node] = {**inputs, **populations}
+    source, target = nodes[projection.source].shape, nodes[projection.target].shape
+    wanted = (int(np.prod(target)), int(np.prod(source)))
+    match projection.operations:
+        case (Dense(weight=weight),) if weight.shape != wanted:
+            raise ConfigError(
+                f"projection {name}: found weights of shape {weight.shape}, allowed {wanted} "
+                f"({projection.target}, {projection.source})"
+            )
+    try:
+        shape = chain_shape(projection.operations, source)
+    except ConfigError as error:
+        raise ConfigError(f"projection {name}: {error}") from None
+    if not _same_shape(shape, target):
+        raise ConfigError(
+            f"projection {name}: found that it ends in the shape {shape}, allowed {target} as "
+            f"{projection.target} has; Flatten() puts (x, y, channel) on one axis"
+        )
+    delay = np.shape(projection.delay)
+    if delay == ():
+        return
+    if count_weighted(projection.operations) != 1:
+        raise ConfigError(
+            f"projection {name}: found delays of shape {delay}, allowed one number for a chain "
+            "that has not exactly one operation with weights"
+        )
+    if delay != (weights := weighted(projection.operations).weight.shape):
+        raise ConfigError(
+            f"projection {name}: found delays of shape {delay}, allowed one number or {weights}"
+        )
+
+
+def _same_shape(a: Shape, b: Shape) -> bool:
+    """Equal up to axes of length 1, so that nothing changes its order."""
+    return [n for n in a if n != 1] == [n for n in b if n != 1]
+
+
+def check_per_neuron(name: str, what: str, values: IntLike | RealArray, size: int) -> None:
+    """Check that something is one number or one per neuron.
 
     Raises:
         ConfigError: the shape found and the shape allowed.
     """
-    allowed = (size[projection.target], size[projection.source])
-    if shape != allowed:
+    if np.shape(values) not in ((), (size,)):
         raise ConfigError(
-            f"projection {name}: found weights of shape {shape}, allowed {allowed} "
-            f"({projection.target}, {projection.source})"
+            f"population {name}: found {what} of shape {np.shape(values)}, allowed ({size},)"
         )
 
 
-def check_delay_shape(name: str, shape: tuple[int, ...], delay: IntLike) -> None:
-    """Check that a delay is one number or one per synapse.
+def _check_neuron(name: str, population: Population) -> None:
+    if population.bias is not None and np.shape(population.bias) != (population.size,):
+        raise ConfigError(
+            f"population {name}: found a bias of shape {np.shape(population.bias)}, "
+            f"allowed ({population.size},)"
+        )
+    check_per_neuron(name, "an axonal delay", population.axonal_delay, population.size)
+    if population.bias is not None and isinstance(population.neuron, Delta | Sigma):
+        raise ConfigError(
+            f"population {name}: found a bias, allowed none: a "
+            f"{type(population.neuron).__name__} neuron has no bias"
+        )
 
-    Raises:
-        ConfigError: the shape found and the shapes allowed.
+
+def beyond_dense_cuba(
+    inputs: Mapping[str, Input],
+    populations: Mapping[str, Any],
+    projections: Mapping[str, _Edge],
+) -> Iterator[str]:
+    """What of a network is more than CUBA neurons, dense weights and one delay a projection.
+
+    For methods that handle these only; holds for a Network and for a QuantizedNetwork.
     """
-    if np.shape(delay) not in ((), shape):
-        raise ConfigError(
-            f"projection {name}: found delays of shape {np.shape(delay)}, "
-            f"allowed one number or {shape}"
-        )
+    for name, source in inputs.items():
+        if source.kind != "spikes":
+            yield f"input {name}: found {source.kind} values, allowed spikes"
+    for name, population in populations.items():
+        neuron = getattr(population, "neuron", population)
+        model = getattr(population, "model", type(neuron).__name__)
+        if model not in ("cuba", "CubaLif"):
+            yield f"population {name}: found {model} neurons, allowed CUBA neurons"
+        elif neuron.refractory_delay != 1:
+            yield f"population {name}: found a refractory delay, allowed none (1)"
+        if population.reset is not None:
+            yield f"population {name}: found a periodic reset, allowed none"
+        if np.ndim(population.axonal_delay):
+            yield f"population {name}: found an axonal delay for each neuron, allowed one for all"
+    for name, projection in projections.items():
+        kinds = [type(operation).__name__ for operation in projection.operations]
+        if kinds != ["Dense"]:
+            yield f"projection {name}: found {' + '.join(kinds)}, allowed dense weights"
+        elif np.ndim(projection.delay):
+            yield f"projection {name}: found a delay for each synapse, allowed one for all"
 
 
 def data_flow(
@@ -242,11 +429,13 @@ def data_flow(
 ) -> Iterator[str]:
     """Names of the populations in the order in which a spike first reaches them."""
     reached = list(inputs)
+    ends = [(name, source.drives) for name, source in inputs.items() if source.drives]
+    ends += [(projection.source, projection.target) for projection in projections.values()]
     for name in reached:
-        for projection in projections.values():
-            if projection.source == name and projection.target not in reached:
-                reached.append(projection.target)
-                yield projection.target
+        for source, target in ends:
+            if source == name and target not in reached:
+                reached.append(target)
+                yield target
     yield from (name for name in populations if name not in reached)
 
 

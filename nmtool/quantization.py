@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from nmtool.chip import ChipSpec, SignMode, SynapseFormat
 from nmtool.config import Check, Data, Readout
-from nmtool.errors import FitError, UnsupportedError
+from nmtool.errors import ConfigError, FitError, UnsupportedError
 from nmtool.fixedpoint import (
     ALIGN_BITS,
     CURRENT_DECAY_OFFSET,
     DECAY_ONE,
+    STATE_BITS,
     STATE_LIMIT,
     IntArray,
     exact_shift,
@@ -27,17 +28,34 @@ from nmtool.fixedpoint import (
     shift,
 )
 from nmtool.network import (
+    Activation,
     CubaLif,
+    Delta,
     Input,
     IntLike,
     Network,
+    Neuron,
+    PeriodicReset,
     Population,
     Projection,
     RealArray,
-    check_delay_shape,
+    Sigma,
+    SigmaDelta,
     check_graph,
-    check_shape,
+    check_per_neuron,
+    shapes,
     sizes,
+)
+from nmtool.operations import (
+    Chain,
+    Dense,
+    Scale,
+    Shape,
+    apply_chain,
+    count_weighted,
+    fold,
+    weighted,
+    with_weight,
 )
 
 WEIGHT_SCALE = 1 << ALIGN_BITS
@@ -46,14 +64,24 @@ WEIGHT_SCALE = 1 << ALIGN_BITS
 STATE_SCALE = WEIGHT_SCALE << ALIGN_BITS
 """A real voltage, current or bias of 1 is 4096 in the units of u and v."""
 
+MESSAGE_BIAS = (-(1 << 15), (1 << 15) - 1)
+"""Bias mantissas of sigma-delta neurons: 16 bits (lava-nc 0.10.0, ``lava.proc.sdn.models``)."""
+
+
+Model: TypeAlias = Literal["cuba", "delta", "sigma_delta", "sigma"]
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedPopulation:
-    """CUBA LIF neurons in the chip's integers.
+    """Neurons in the chip's integers.
 
     ``decay_u`` (the chip decays by decay_u + 1) and ``decay_v`` have 12 bits, ``threshold`` is a
     mantissa of 17 bits (times 2^6), the bias is ``bias_mantissa * 2^bias_exponent`` with one
     mantissa a neuron (13 bits, signed) and one exponent a population (3 bits).
+
+    Neurons of the models ``delta``, ``sigma_delta`` and ``sigma`` have no decays; their threshold
+    and bias are scaled by ``2^(spike_exponent + state_exponent)`` (the bias exponent is this sum)
+    and the messages they send by ``2^spike_exponent``.
     """
 
     shape: tuple[int, ...]
@@ -62,7 +90,13 @@ class QuantizedPopulation:
     threshold: int
     bias_mantissa: IntArray
     bias_exponent: int = 0
-    axonal_delay: int = 0
+    axonal_delay: IntLike = 0
+    refractory_delay: int = 1
+    reset: PeriodicReset | None = None
+    model: Model = "cuba"
+    activation: Activation = "relu"
+    spike_exponent: int = 0
+    state_exponent: int = 0
 
     @property
     def size(self) -> int:
@@ -74,19 +108,47 @@ class QuantizedPopulation:
         """What is added to every voltage at every step."""
         return shift(self.bias_mantissa, self.bias_exponent)
 
+    @property
+    def graded(self) -> bool:
+        """Whether it sends graded messages instead of spikes."""
+        return self.model != "cuba"
+
+    @property
+    def effective_threshold(self) -> int:
+        """The threshold in the units of the state that it is compared with."""
+        align = self.spike_exponent + self.state_exponent if self.graded else ALIGN_BITS
+        return self.threshold << align
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedProjection:
     """Synapses in the chip's integers: weight = ``weight_mantissa * 2^format.exponent``.
 
-    ``weight_mantissa`` (int64) has the shape (target, source) and lies on the grid of ``format``.
+    One of the ``operations`` has weights: mantissas (int64) on the grid of ``format``.
     """
 
     source: str
     target: str
-    weight_mantissa: IntArray
+    operations: Chain
     format: SynapseFormat
     delay: IntLike = 0
+
+    @classmethod
+    def dense(
+        cls,
+        source: str,
+        target: str,
+        mantissa: IntArray,
+        format: SynapseFormat,
+        delay: IntLike = 0,
+    ) -> QuantizedProjection:
+        """A projection of dense weights, shape (target, source)."""
+        return cls(source, target, (Dense(mantissa),), format, delay)
+
+    @property
+    def weight_mantissa(self) -> IntArray:
+        """The mantissas, in the shape that their operation has them."""
+        return weighted(self.operations).weight
 
     @property
     def weight_exponent(self) -> int:
@@ -130,7 +192,7 @@ class QuantizedProjection:
                 f"projection {self.source} -> {self.target}: found mantissas of shape "
                 f"{mantissa.shape}, allowed {self.weight_mantissa.shape}"
             )
-        return replace(self, weight_mantissa=mantissa.astype(np.int64))
+        return replace(self, operations=with_weight(self.operations, mantissa.astype(np.int64)))
 
 
 @dataclass(frozen=True)
@@ -169,21 +231,49 @@ class QuantizedNetwork:
 
     def __post_init__(self) -> None:
         check_graph(self.inputs, self.populations, self.projections, self.outputs)
+        for name, population in self.populations.items():
+            check_per_neuron(name, "an axonal delay", population.axonal_delay, population.size)
+            if np.shape(population.bias_mantissa) != (population.size,):
+                raise ConfigError(
+                    f"population {name}: found bias mantissas of shape "
+                    f"{np.shape(population.bias_mantissa)}, allowed ({population.size},)"
+                )
         for name, projection in self.projections.items():
-            check_shape(name, projection.weight_mantissa.shape, projection, self.sizes)
-            check_delay_shape(name, projection.weight_mantissa.shape, projection.delay)
+            if count_weighted(projection.operations) != 1:
+                raise ConfigError(
+                    f"projection {name}: found {count_weighted(projection.operations)} operations "
+                    "with weights, allowed 1"
+                )
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Neurons or spike lines of every input and population."""
         return sizes(self.inputs, self.populations)
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every input and population."""
+        return shapes(self.inputs, self.populations)
+
+    def graded(self, source: str) -> bool:
+        """Whether an input or population sends graded messages."""
+        if source in self.inputs:
+            return self.inputs[source].graded
+        return self.populations[source].graded
+
+    def axonal_delay(self, source: str) -> IntLike:
+        """The axonal delay of a source; inputs have none."""
+        return self.populations[source].axonal_delay if source in self.populations else 0
+
     @property
     def delay_max(self) -> int:
         """The longest way of a spike beyond its one step: synaptic plus axonal delay."""
-        axonal = {name: population.axonal_delay for name, population in self.populations.items()}
         return max(
-            (p.delay_max + axonal.get(p.source, 0) for p in self.projections.values()), default=0
+            (
+                p.delay_max + int(np.max(self.axonal_delay(p.source)))
+                for p in self.projections.values()
+            ),
+            default=0,
         )
 
 
@@ -279,12 +369,13 @@ def quantize(network: Network, chip: ChipSpec, weight_bits: int | None = None) -
     """
     bits = network.weight_bits if weight_bits is None else weight_bits
     errors: list[ParameterError] = []
+    shape = shapes(network.inputs, network.populations)
     populations = {
         name: _population(name, population, chip, errors)
         for name, population in network.populations.items()
     }
     projections = {
-        name: _projection(name, projection, bits, chip, errors)
+        name: _projection(name, projection, shape[projection.source], bits, chip, errors)
         for name, projection in network.projections.items()
     }
     return QuantizedNetwork(
@@ -310,15 +401,19 @@ def dequantize(network: QuantizedNetwork) -> Network:
     populations = {
         name: Population(
             p.shape,
-            quantized_neuron_value(p.decay_u, p.decay_v, p.threshold),
-            p.bias / STATE_SCALE if np.any(p.bias) else None,
+            real_neuron(p),
+            _real_bias(p),
             p.axonal_delay,
+            p.reset,
         )
         for name, p in network.populations.items()
     }
     projections = {
-        name: Projection.dense(
-            p.source, p.target, dequantize_weights(p.weight_mantissa, p.format), p.delay
+        name: Projection(
+            p.source,
+            p.target,
+            with_weight(p.operations, dequantize_weights(p.weight_mantissa, p.format)),
+            p.delay,
         )
         for name, p in network.projections.items()
     }
@@ -400,23 +495,128 @@ def quantized_neuron_value(decay_u: int, decay_v: int, threshold: int) -> CubaLi
     )
 
 
+def real_neuron(p: QuantizedPopulation) -> Neuron:
+    """The real neuron that the integers of a population stand for."""
+    if p.model == "cuba":
+        neuron = quantized_neuron_value(p.decay_u, p.decay_v, p.threshold)
+        return replace(neuron, refractory_delay=p.refractory_delay)
+    if p.model == "sigma":
+        return Sigma()
+    threshold = p.threshold / WEIGHT_SCALE
+    if p.model == "delta":
+        return Delta(threshold, p.spike_exponent, p.state_exponent)
+    return SigmaDelta(threshold, p.activation, p.spike_exponent, p.state_exponent)
+
+
+def _real_bias(p: QuantizedPopulation) -> RealArray | None:
+    if not np.any(p.bias_mantissa):
+        return None
+    return p.bias_mantissa / WEIGHT_SCALE if p.graded else p.bias / STATE_SCALE
+
+
 def _population(
     name: str, population: Population, chip: ChipSpec, errors: list[ParameterError]
 ) -> QuantizedPopulation:
     neuron = population.neuron
+    _check_delay(f"{name}.axonal_delay", population.axonal_delay, chip)
+    if isinstance(neuron, CubaLif):
+        quantized = _cuba(name, population, neuron, chip, errors)
+    else:
+        quantized = _sigma_delta(name, population, neuron, errors)
+    _note_delay(f"{name}.axonal_delay", population.axonal_delay, errors)
+    return replace(quantized, axonal_delay=population.axonal_delay, reset=population.reset)
+
+
+def _cuba(
+    name: str,
+    population: Population,
+    neuron: CubaLif,
+    chip: ChipSpec,
+    errors: list[ParameterError],
+) -> QuantizedPopulation:
     decay_u, decay_v, threshold = quantize_neuron(name, neuron, chip)
     got = quantized_neuron_value(decay_u, decay_v, threshold)
     registers = {"threshold": threshold, "current_decay": decay_u, "voltage_decay": decay_v}
     for key, register in registers.items():
-        wanted, value = getattr(neuron, key), getattr(got, key)
-        error = abs(value - wanted)
-        errors.append(ParameterError(f"{name}.{key}", f"{wanted:g}", str(register), error, error))
+        _note_value(f"{name}.{key}", getattr(neuron, key), getattr(got, key), register, errors)
+    if not 1 <= neuron.refractory_delay <= chip.refractory_delay_max:
+        raise FitError(
+            f"{name}.refractory_delay: found {neuron.refractory_delay} steps, "
+            f"allowed 1 to {chip.refractory_delay_max}"
+        )
     mantissa, exponent = _bias(name, population, chip, errors)
-    _check_delay(f"{name}.axonal_delay", population.axonal_delay, chip)
-    _note_delay(f"{name}.axonal_delay", population.axonal_delay, errors)
     return QuantizedPopulation(
-        population.shape, decay_u, decay_v, threshold, mantissa, exponent, population.axonal_delay
+        population.shape,
+        decay_u,
+        decay_v,
+        threshold,
+        mantissa,
+        exponent,
+        refractory_delay=neuron.refractory_delay,
     )
+
+
+def _sigma_delta(
+    name: str,
+    population: Population,
+    neuron: Delta | SigmaDelta | Sigma,
+    errors: list[ParameterError],
+) -> QuantizedPopulation:
+    zero = np.zeros(population.size, dtype=np.int64)
+    if isinstance(neuron, Sigma):
+        return QuantizedPopulation(population.shape, 0, 0, 0, zero, model="sigma")
+    align = neuron.spike_exponent + neuron.state_exponent
+    if min(neuron.spike_exponent, neuron.state_exponent) < 0 or align >= STATE_BITS:
+        raise FitError(
+            f"{name}: found the exponents {neuron.spike_exponent} (spike) and "
+            f"{neuron.state_exponent} (state), allowed from 0, below {STATE_BITS} together"
+        )
+    _finite(f"{name}.threshold", neuron.threshold)
+    threshold = int(round_nearest(WEIGHT_SCALE * neuron.threshold))
+    limit = (STATE_LIMIT - 1) >> align
+    real = threshold / WEIGHT_SCALE
+    _in_range(
+        f"{name}.threshold", neuron.threshold, threshold, (0, limit), (0, limit / WEIGHT_SCALE)
+    )
+    _note_value(f"{name}.threshold", neuron.threshold, real, threshold, errors)
+    mantissa = zero if population.bias is None else _message_bias(name, population.bias, errors)
+    return QuantizedPopulation(
+        population.shape,
+        0,
+        0,
+        threshold,
+        mantissa,
+        align,
+        model="delta" if isinstance(neuron, Delta) else "sigma_delta",
+        activation=neuron.activation if isinstance(neuron, SigmaDelta) else "unit",
+        spike_exponent=neuron.spike_exponent,
+        state_exponent=neuron.state_exponent,
+    )
+
+
+def _message_bias(name: str, bias: RealArray, errors: list[ParameterError]) -> IntArray:
+    """The bias of sigma-delta neurons, in 1/64, 16 bits."""
+    real = np.asarray(bias, dtype=np.float64)
+    _finite(f"{name}.bias", real)
+    mantissa = round_nearest(real * WEIGHT_SCALE)
+    low, high = MESSAGE_BIAS
+    if mantissa.min() < low or mantissa.max() > high:
+        raise FitError(
+            f"{name}.bias: found {_span(real)}, "
+            f"allowed {low / WEIGHT_SCALE:g} to {high / WEIGHT_SCALE:g}"
+        )
+    difference = mantissa / WEIGHT_SCALE - real
+    rms = float(np.sqrt(np.mean(difference**2)))
+    error = float(np.abs(difference).max())
+    errors.append(ParameterError(f"{name}.bias", _span(real), _span(mantissa), error, rms))
+    return mantissa
+
+
+def _note_value(
+    name: str, wanted: float, value: float, register: int, errors: list[ParameterError]
+) -> None:
+    error = abs(value - wanted)
+    errors.append(ParameterError(name, f"{wanted:g}", str(register), error, error))
 
 
 def _bias(
@@ -451,27 +651,47 @@ def _bias(
 
 
 def _projection(
-    name: str, projection: Projection, bits: int, chip: ChipSpec, errors: list[ParameterError]
+    name: str,
+    projection: Projection,
+    shape: Shape,
+    bits: int,
+    chip: ChipSpec,
+    errors: list[ParameterError],
 ) -> QuantizedProjection:
     _check_delay(f"projection {name}.delay", projection.delay, chip)
     _note_delay(f"{name}.delay", projection.delay, errors)
-    real = np.asarray(projection.weight, dtype=np.float64)
+    operations = _one_weight(projection.operations, shape)
+    real = np.asarray(weighted(operations).weight, dtype=np.float64)
     format = choose_format(name, real, bits, chip)
     mantissa = quantize_weights(real, format)
-    errors.append(_weight_error(f"{name}.weight", real, mantissa, format))
+    errors.append(_weight_error(f"{name}.weight", operations, shape, mantissa, format))
+    operations = with_weight(operations, mantissa)
     return QuantizedProjection(
-        projection.source, projection.target, mantissa, format, projection.delay
+        projection.source, projection.target, operations, format, projection.delay
     )
 
 
+def _one_weight(operations: Chain, shape: Shape) -> Chain:
+    """A chain with exactly one operation that has weights, as synapses have one weight.
+
+    A chain without any gets the weight 1; one with several becomes their product.
+    """
+    found = count_weighted(operations)
+    if found == 0:
+        return (*operations, Scale(np.ones(1)))
+    return operations if found == 1 else (fold(operations, shape),)
+
+
 def _weight_error(
-    name: str, real: RealArray, mantissa: IntArray, format: SynapseFormat
+    name: str, operations: Chain, shape: Shape, mantissa: IntArray, format: SynapseFormat
 ) -> ParameterError:
+    real = np.asarray(weighted(operations).weight, dtype=np.float64)
     difference = dequantize_weights(mantissa, format) - real
     unit = 2.0**format.exponent / WEIGHT_SCALE
     half = format.step * unit / 2
     outside = (real < format.minimum * unit - half) | (real > format.maximum * unit + half)
-    dead = np.any(real != 0, axis=1) & np.all(mantissa == 0, axis=1)
+    alive = fan_in(with_weight(operations, real != 0), shape) > 0
+    dead = alive & (fan_in(with_weight(operations, mantissa != 0), shape) == 0)
     return ParameterError(
         name,
         _span(real),
@@ -481,6 +701,13 @@ def _weight_error(
         float(outside.mean()) if real.size else 0.0,
         int(dead.sum()),
     )
+
+
+def fan_in(operations: Chain, shape: Shape) -> IntArray:
+    """The sum of the weights into every target neuron, shape (target,)."""
+    ones = np.ones((1, int(np.prod(shape))), dtype=np.int64)
+    whole = with_weight(operations, weighted(operations).weight.astype(np.int64))
+    return np.asarray(apply_chain(whole, ones, shape)[0])
 
 
 def _span(values: RealArray | IntArray) -> str:
@@ -526,27 +753,41 @@ def state_bounds(network: QuantizedNetwork, n_steps: int) -> list[StateBound]:
     """Worst-case |u| and |v| over ``n_steps`` steps from reset, by interval arithmetic.
 
     Every source may spike at every step. The highest u follows from the positive weights alone,
-    the lowest from the negative ones; v is bounded above by one step past its threshold.
+    the lowest from the negative ones; v is bounded above by one step past its threshold. Neurons
+    that receive graded messages, and sigma-delta neurons, have no such bound and are left out.
     """
-    return [_state_bound(network, name, n_steps) for name in network.populations]
+    graded = {p.target for p in network.projections.values() if network.graded(p.source)}
+    graded |= {source.drives for source in network.inputs.values() if source.drives}
+    return [
+        _state_bound(network, name, n_steps)
+        for name, population in network.populations.items()
+        if name not in graded and not population.graded
+    ]
 
 
 def _state_bound(network: QuantizedNetwork, name: str, n_steps: int) -> StateBound:
     population = network.populations[name]
-    incoming = [p.weight for p in network.projections.values() if p.target == name]
-    zero = np.zeros(population.size, dtype=np.int64)
-    high = sum((np.maximum(w, 0).sum(axis=1) for w in incoming), zero) << ALIGN_BITS
-    low = sum((np.maximum(-w, 0).sum(axis=1) for w in incoming), zero) << ALIGN_BITS
+    high, low = _arriving(network, name, 1), _arriving(network, name, -1)
     keep_u = DECAY_ONE - population.decay_u - CURRENT_DECAY_OFFSET
     keep_v = DECAY_ONE - population.decay_v
     bias_up, bias_down = np.maximum(population.bias, 0), np.maximum(-population.bias, 0)
-    u_up, u_down, v_down = zero, zero, zero
+    u_up = u_down = v_down = np.zeros(population.size, dtype=np.int64)
     for _ in range(n_steps):
         u_up = ((u_up * keep_u) >> 12) + high
         u_down = ((u_down * keep_u) >> 12) + low
         v_down = ((v_down * keep_v) >> 12) + u_down + bias_down
         if u_up.max(initial=0) > 1 << 48 or v_down.max(initial=0) > 1 << 48:
             break
-    v_up = (population.threshold << ALIGN_BITS) + u_up + bias_up
+    v_up = population.effective_threshold + u_up + bias_up
     current = max(u_up.max(initial=0), u_down.max(initial=0))
     return StateBound(name, int(current), int(max(v_up.max(initial=0), v_down.max(initial=0))))
+
+
+def _arriving(network: QuantizedNetwork, name: str, sign: int) -> IntArray:
+    """The most that can arrive in one step from weights of one sign, in units of u."""
+    total = np.zeros(network.populations[name].size, dtype=np.int64)
+    for p in network.projections.values():
+        if p.target == name:
+            operations = with_weight(p.operations, np.maximum(sign * p.weight, 0))
+            total += fan_in(operations, network.shapes[p.source])
+    return total << ALIGN_BITS

@@ -4,69 +4,133 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from nmtool.errors import ConfigError
-from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
+from nmtool.fixedpoint import STATE_LIMIT, BoolArray, FloatArray, IntArray
+
+IndexArray: TypeAlias = npt.NDArray[np.int32]
+
+PAYLOAD_MAX = STATE_LIMIT - 1
+"""Graded messages that a user sends in have 24 bits, as Lava's ports carry them."""
 
 
 @dataclass(frozen=True, eq=False)
 class SpikeTrain:
-    """Every spike of one population as three equally long arrays.
+    """Every spike of one population, sorted by sample, then step, then neuron; none stands twice.
 
-    ``sample``, ``step`` and ``neuron`` (int64) are sorted by sample, then step, then neuron, and no
-    spike stands twice. ``payload`` (int64) is there for graded spikes only. ``batched`` tells
-    whether the raster has a sample axis: without it the train is one sample.
+    ``offset`` (int64, n_samples * n_steps + 1) says where the spikes of each step begin in
+    ``neuron`` (int32): those of step t of sample s are ``neuron[offset[k]:offset[k + 1]]`` with
+    k = s * n_steps + t. ``payload`` (int32) is there for graded spikes only and never 0.
+    ``batched`` tells whether the raster has a sample axis: without it the train is one sample.
     """
 
-    sample: IntArray
-    step: IntArray
-    neuron: IntArray
+    offset: IntArray
+    neuron: IndexArray
     n_samples: int
     n_neurons: int
     n_steps: int
-    payload: IntArray | None = None
+    payload: IndexArray | None = None
     batched: bool = True
 
     def __post_init__(self) -> None:
-        bounds = (("sample", self.n_samples), ("step", self.n_steps), ("neuron", self.n_neurons))
-        for name, bound in bounds:
-            index = getattr(self, name)
-            if index.ndim != 1 or index.shape != self.sample.shape:
-                raise ConfigError(
-                    f"SpikeTrain.{name}: found shape {index.shape}, "
-                    f"allowed one axis of {self.sample.size}, one entry a spike"
-                )
-            if index.size and (index.min() < 0 or index.max() >= bound):
-                raise ConfigError(
-                    f"SpikeTrain.{name}: found {index.min()} to {index.max()}, "
-                    f"allowed 0 to {bound - 1}"
-                )
         if not self.batched and self.n_samples != 1:
             raise ConfigError(
                 f"SpikeTrain: found {self.n_samples} samples without a sample axis, allowed 1"
             )
-        place = (self.sample * self.n_steps + self.step) * self.n_neurons + self.neuron
-        if np.any(np.diff(place) <= 0):
+        self._check_offset()
+        self._check_neuron()
+        if self.payload is not None:
+            if self.payload.shape != self.neuron.shape:
+                raise ConfigError(
+                    f"SpikeTrain.payload: found shape {self.payload.shape}, "
+                    f"allowed {self.neuron.shape}, one a spike"
+                )
+            if not np.all(self.payload):
+                raise ConfigError("SpikeTrain.payload: found 0, which is no spike")
+
+    def _check_offset(self) -> None:
+        wanted = (self.n_samples * self.n_steps + 1,)
+        if self.offset.shape != wanted:
+            raise ConfigError(
+                f"SpikeTrain.offset: found shape {self.offset.shape}, allowed {wanted}"
+            )
+        ends = (int(self.offset[0]), int(self.offset[-1]))
+        if ends != (0, self.neuron.size) or np.any(self.offset[1:] < self.offset[:-1]):
+            raise ConfigError(
+                f"SpikeTrain.offset: found {ends[0]} to {ends[1]}, allowed a rise from 0 to the "
+                f"{self.neuron.size} spikes"
+            )
+
+    def _check_neuron(self) -> None:
+        index = self.neuron
+        if index.ndim != 1:
+            raise ConfigError(f"SpikeTrain.neuron: found {index.ndim} axes, allowed 1")
+        if index.size and (index.min() < 0 or index.max() >= self.n_neurons):
+            raise ConfigError(
+                f"SpikeTrain.neuron: found {index.min()} to {index.max()}, "
+                f"allowed 0 to {self.n_neurons - 1}"
+            )
+        falls = np.flatnonzero(index[1:] <= index[:-1]) + 1
+        if falls.size and not np.all(_contains(self.offset, falls)):
             raise ConfigError(
                 "SpikeTrain: found spikes twice or out of order, allowed each once, sorted by "
                 "sample, then step, then neuron"
             )
-        if self.payload is not None and self.payload.shape != self.sample.shape:
-            raise ConfigError(
-                f"SpikeTrain.payload: found shape {self.payload.shape}, "
-                f"allowed {self.sample.shape}, one a spike"
-            )
 
     @classmethod
-    def from_raster(cls, raster: npt.ArrayLike) -> SpikeTrain:
-        """From a dense raster of shape ([samples,] neurons, steps): 0 or 1, column k is step k.
+    def from_events(
+        cls,
+        sample: npt.ArrayLike,
+        step: npt.ArrayLike,
+        neuron: npt.ArrayLike,
+        n_samples: int,
+        n_neurons: int,
+        n_steps: int,
+        payload: npt.ArrayLike | None = None,
+        batched: bool = True,
+    ) -> SpikeTrain:
+        """From sample, step and neuron of every spike, sorted in this order.
 
         Raises:
-            ConfigError: another number of axes, or a value that is not 0 or 1.
+            ConfigError: arrays of different lengths, an index out of range or out of order.
+        """
+        axes = {"sample": np.asarray(sample), "step": np.asarray(step)}
+        index = np.asarray(neuron)
+        for (name, axis), bound in zip(axes.items(), (n_samples, n_steps), strict=True):
+            if axis.ndim != 1 or axis.shape != index.shape:
+                raise ConfigError(
+                    f"SpikeTrain.{name}: found shape {axis.shape}, "
+                    f"allowed one axis of {index.size}, one entry a spike"
+                )
+            if axis.size and (axis.min() < 0 or axis.max() >= bound):
+                raise ConfigError(
+                    f"SpikeTrain.{name}: found {axis.min()} to {axis.max()}, "
+                    f"allowed 0 to {bound - 1}"
+                )
+        place = axes["sample"].astype(np.int64) * n_steps + axes["step"]
+        if np.any(place[1:] < place[:-1]):
+            raise ConfigError(
+                "SpikeTrain: found spikes twice or out of order, allowed each once, sorted by "
+                "sample, then step, then neuron"
+            )
+        offset = np.zeros(n_samples * n_steps + 1, dtype=np.int64)
+        np.cumsum(np.bincount(place, minlength=n_samples * n_steps), out=offset[1:])
+        values = None if payload is None else np.asarray(payload, dtype=np.int32)
+        return cls(offset, index.astype(np.int32), n_samples, n_neurons, n_steps, values, batched)
+
+    @classmethod
+    def from_raster(cls, raster: npt.ArrayLike, graded: bool = False) -> SpikeTrain:
+        """From a dense raster of shape ([samples,] neurons, steps): column k is step k.
+
+        Values are 0 or 1, or whole numbers that become payloads if ``graded``.
+
+        Raises:
+            ConfigError: another number of axes, or another value.
         """
         dense = np.asarray(raster)
         if dense.dtype.kind not in "biuf":
@@ -76,20 +140,38 @@ class SpikeTrain:
                 f"spike raster: found shape {dense.shape}, "
                 "allowed (neurons, steps) or (samples, neurons, steps)"
             )
-        if dense.dtype != np.bool_ and not np.all((dense == 0) | (dense == 1)):
-            raise ConfigError(
-                f"spike raster: found values from {dense.min()} to {dense.max()}, allowed 0 and 1; "
-                "raw samples need --encode"
-            )
+        _check_values(dense, graded)
         batch = dense if dense.ndim == 3 else dense[None]
-        sample, step, neuron = np.nonzero(batch.transpose(0, 2, 1))
+        by_step = batch.transpose(0, 2, 1)
+        sample, step, neuron = np.nonzero(by_step)
         n_samples, n_neurons, n_steps = batch.shape
-        return cls(sample, step, neuron, n_samples, n_neurons, n_steps, batched=dense.ndim == 3)
+        offset = np.zeros(n_samples * n_steps + 1, dtype=np.int64)
+        np.cumsum(np.count_nonzero(by_step, axis=2).ravel(), out=offset[1:])
+        payload = by_step[sample, step, neuron].astype(np.int32) if graded else None
+        sizes = (n_samples, n_neurons, n_steps)
+        return cls(offset, neuron.astype(np.int32), *sizes, payload, dense.ndim == 3)
 
-    def to_raster(self) -> BoolArray:
-        """The dense raster, shape ([samples,] neurons, steps)."""
-        dense = np.zeros((self.n_samples, self.n_neurons, self.n_steps), dtype=np.bool_)
-        dense[self.sample, self.neuron, self.step] = True
+    @cached_property
+    def _place(self) -> IntArray:
+        return np.repeat(np.arange(self.offset.size - 1), np.diff(self.offset))
+
+    @cached_property
+    def sample(self) -> IntArray:
+        """The sample of every spike."""
+        return self._place // max(self.n_steps, 1)
+
+    @cached_property
+    def step(self) -> IntArray:
+        """The step of every spike."""
+        return self._place % max(self.n_steps, 1)
+
+    def to_raster(self) -> npt.NDArray[Any]:
+        """The dense raster, shape ([samples,] neurons, steps): bool, int64 for graded spikes."""
+        kind = np.bool_ if self.payload is None else np.int64
+        shape = (self.n_samples, self.n_neurons, self.n_steps)
+        dense: npt.NDArray[Any] = np.zeros(shape, dtype=kind)
+        value = True if self.payload is None else self.payload
+        dense[self.sample, self.neuron, self.step] = value
         return dense if self.batched else dense[0]
 
     def counts(self) -> IntArray:
@@ -101,15 +183,35 @@ class SpikeTrain:
 
     def select(self, samples: Sequence[int] | IntArray) -> SpikeTrain:
         """The given samples, in the given order, as a batch."""
-        return SpikeTrain.from_raster(self.batch()[np.asarray(samples, dtype=np.int64)])
+        chosen = np.asarray(samples, dtype=np.int64)
+        return SpikeTrain.from_raster(self.batch()[chosen], self.payload is not None)
 
-    def batch(self) -> BoolArray:
+    def with_steps(self, n_steps: int) -> SpikeTrain:
+        """The same spikes in samples of another length.
+
+        Raises:
+            ConfigError: a spike lies after the new end.
+        """
+        if n_steps == self.n_steps:
+            return self
+        return SpikeTrain.from_events(
+            self.sample,
+            self.step,
+            self.neuron,
+            self.n_samples,
+            self.n_neurons,
+            n_steps,
+            self.payload,
+            self.batched,
+        )
+
+    def batch(self) -> npt.NDArray[Any]:
         """The raster with its sample axis, shape (samples, neurons, steps)."""
         raster = self.to_raster()
         return raster if self.batched else raster[None]
 
     def __len__(self) -> int:
-        return int(self.step.shape[0])
+        return int(self.neuron.shape[0])
 
     def __eq__(self, other: Any) -> bool:
         if not isinstance(other, SpikeTrain):
@@ -117,14 +219,35 @@ class SpikeTrain:
         return (
             (self.n_samples, self.n_neurons, self.n_steps)
             == (other.n_samples, other.n_neurons, other.n_steps)
-            and np.array_equal(self.sample, other.sample)
-            and np.array_equal(self.step, other.step)
+            and np.array_equal(self.offset, other.offset)
             and np.array_equal(self.neuron, other.neuron)
             and _same_payload(self.payload, other.payload)
         )
 
 
-def _same_payload(a: IntArray | None, b: IntArray | None) -> bool:
+def _contains(rising: IntArray, values: IntArray) -> BoolArray:
+    """Which values occur in an array that rises."""
+    return np.asarray(rising[np.searchsorted(rising, values)] == values)
+
+
+def _check_values(dense: npt.NDArray[Any], graded: bool) -> None:
+    if dense.dtype == np.bool_:
+        return
+    if graded:
+        wrong = (dense != np.rint(dense)) | (np.abs(dense) > PAYLOAD_MAX)
+        if np.any(wrong):
+            raise ConfigError(
+                f"graded raster: found {dense[wrong][0]}, allowed whole numbers up to "
+                f"+-{PAYLOAD_MAX} (24 bits with their sign)"
+            )
+    elif not np.all((dense == 0) | (dense == 1)):
+        raise ConfigError(
+            f"spike raster: found values from {dense.min()} to {dense.max()}, allowed 0 and 1; "
+            "raw samples need --encode"
+        )
+
+
+def _same_payload(a: IndexArray | None, b: IndexArray | None) -> bool:
     if a is None or b is None:
         return a is b
     return np.array_equal(a, b)

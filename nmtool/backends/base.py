@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from nmtool.compiler import Program
 from nmtool.errors import ConfigError, UnsupportedError
-from nmtool.fixedpoint import BoolArray, IntArray
+from nmtool.fixedpoint import BIAS_MANTISSA, IntArray
+from nmtool.quantization import QuantizedNetwork
 from nmtool.spikes import SpikeTrain
 
 Quantity = Literal["spikes", "current", "voltage"]
@@ -29,7 +32,8 @@ class Recording:
 
     ``spikes`` are SpikeTrains; ``current`` and ``voltage`` are int arrays of shape
     ([samples,] neurons, steps) in the chip's units, taken after the step. The voltage is the one
-    after the reset, so it is 0 where a neuron spiked.
+    after the reset, so it is 0 where a neuron spiked. Of sigma-delta neurons the current is sigma
+    and the voltage the activation; a delta encoder has no current, a sigma decoder no voltage.
     """
 
     spikes: Mapping[str, SpikeTrain]
@@ -140,6 +144,15 @@ def refuse_unsupported(backend: Backend, program: Program) -> None:
         raise UnsupportedError("\n".join(f"{backend.name}: {reason}" for reason in reasons))
 
 
+STATES: Mapping[str, tuple[Quantity, ...]] = {
+    "cuba": ("current", "voltage"),
+    "sigma_delta": ("current", "voltage"),
+    "delta": ("voltage",),
+    "sigma": ("current",),
+}
+"""The states that neurons of each model have."""
+
+
 def resolve_probe(program: Program, probe: str | Probe | None) -> dict[Quantity, tuple[str, ...]]:
     """The populations to record, from ``"spikes,voltage:hidden"`` or a mapping.
 
@@ -151,14 +164,24 @@ def resolve_probe(program: Program, probe: str | Probe | None) -> dict[Quantity,
     if probe is None:
         return {"spikes": program.network.outputs}
     if not isinstance(probe, str):
-        return {_quantity(q, q): _known(program, tuple(names)) for q, names in probe.items()}
+        return {_quantity(q, q): _known(program, q, tuple(names)) for q, names in probe.items()}
     result: dict[Quantity, tuple[str, ...]] = {}
     for item in filter(None, (part.strip() for part in probe.split(","))):
         word, _, name = item.partition(":")
         quantity = _quantity(item, word)
-        names = (name,) if name else program.order
+        names = (name,) if name else _with_state(program, quantity)
         result[quantity] = tuple(dict.fromkeys((*result.get(quantity, ()), *names)))
-    return {quantity: _known(program, names) for quantity, names in result.items()}
+    return {quantity: _known(program, quantity, names) for quantity, names in result.items()}
+
+
+def _with_state(program: Program, quantity: Quantity) -> tuple[str, ...]:
+    """All populations whose neurons have a quantity."""
+    populations = program.network.populations
+    return tuple(
+        name
+        for name in program.order
+        if quantity == "spikes" or quantity in STATES[populations[name].model]
+    )
 
 
 def _quantity(item: str, word: str) -> Quantity:
@@ -168,31 +191,45 @@ def _quantity(item: str, word: str) -> Quantity:
     raise ConfigError(f"probe {item}: found {word!r}, allowed {', '.join(QUANTITIES)}")
 
 
-def _known(program: Program, names: Sequence[str]) -> tuple[str, ...]:
+def _known(program: Program, quantity: str, names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if name not in program.network.populations:
             allowed = ", ".join(program.order)
             raise ConfigError(f"probe: found the population {name!r}, allowed {allowed}")
+        model = program.network.populations[name].model
+        if quantity != "spikes" and quantity not in STATES[model]:
+            raise ConfigError(
+                f"probe: found {quantity}:{name}, allowed {', '.join(STATES[model])}: a {model} "
+                f"neuron has no {quantity}"
+            )
     return tuple(names)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InputBatch:
-    """Input spikes as rasters of shape (samples, neurons, steps), one for every input."""
+    """What goes into every input, all of one length; checked against a program."""
 
-    rasters: Mapping[str, BoolArray]
+    trains: Mapping[str, SpikeTrain]
     n_samples: int
     n_steps: int
     batched: bool
+
+    @cached_property
+    def rasters(self) -> dict[str, npt.NDArray[Any]]:
+        """Dense, shape (samples, lines, steps): bool, or int64 for graded values."""
+        return {name: train.batch() for name, train in self.trains.items()}
 
 
 def input_batch(
     program: Program, spikes: SpikeTrain | Mapping[str, SpikeTrain], n_steps: int | None = None
 ) -> InputBatch:
-    """Check input spikes against a program and cut or extend them to ``n_steps`` steps.
+    """Check what goes into a program and extend it to ``n_steps`` steps.
+
+    A network without inputs takes ``{}`` and needs ``n_steps``.
 
     Raises:
-        ConfigError: a missing or unknown input, another number of neurons or of samples.
+        ConfigError: a missing or unknown input, another number of neurons or of samples, values
+            that the input does not take.
     """
     inputs = program.network.inputs
     if isinstance(spikes, SpikeTrain):
@@ -201,33 +238,47 @@ def input_batch(
         spikes = {next(iter(inputs)): spikes}
     if set(spikes) != set(inputs):
         raise ConfigError(f"input: found spikes for {[*spikes]}, allowed {[*inputs]}")
-    trains = list(spikes.values())
-    first = trains[0]
-    steps = first.n_steps if n_steps is None else n_steps
+    first = next(iter(spikes.values()), None)
+    own = 0 if first is None else first.n_steps
+    steps = own if n_steps is None else n_steps
     if steps < 1:
         raise ConfigError(f"input: found {steps} steps, allowed 1 or more")
-    rasters: dict[str, BoolArray] = {}
+    samples, batched = (1, False) if first is None else (first.n_samples, first.batched)
+    trains = {}
     for name, train in spikes.items():
-        if train.n_neurons != inputs[name].size:
-            raise ConfigError(
-                f"input {name}: found {train.n_neurons} neurons, allowed {inputs[name].size}"
-            )
-        if (train.n_samples, train.batched) != (first.n_samples, first.batched):
+        if (train.n_samples, train.batched) != (samples, batched):
             raise ConfigError(
                 f"input {name}: found {train.n_samples} samples, "
-                f"allowed {first.n_samples} as in the other inputs"
+                f"allowed {samples} as in the other inputs"
             )
-        if train.step.size and train.step.max() >= steps:
+        trains[name] = _checked(program.network, name, train, steps)
+    return InputBatch(trains, samples, steps, batched)
+
+
+def _checked(network: QuantizedNetwork, name: str, train: SpikeTrain, steps: int) -> SpikeTrain:
+    """A train as its input takes it, ``steps`` long."""
+    source = network.inputs[name]
+    if train.n_neurons != source.size:
+        raise ConfigError(f"input {name}: found {train.n_neurons} neurons, allowed {source.size}")
+    if train.n_steps > steps and len(train) and (last := int(train.step.max())) >= steps:
+        raise ConfigError(
+            f"input {name}: found a spike at step {last}, "
+            f"allowed 0 to {steps - 1}; run at least {last + 1} steps"
+        )
+    if train.payload is not None and not source.graded:
+        raise ConfigError(f"input {name}: found graded values, allowed spikes")
+    fit = train.with_steps(steps)
+    if source.graded and fit.payload is None:
+        fit = replace(fit, payload=np.ones(fit.neuron.shape, dtype=np.int32))
+    if source.kind == "bias" and source.drives and fit.payload is not None and len(fit):
+        mantissa = network.populations[source.drives].bias_mantissa[fit.neuron] + fit.payload
+        low, high = BIAS_MANTISSA
+        if mantissa.min() < low or mantissa.max() > high:
             raise ConfigError(
-                f"input {name}: found a spike at step {train.step.max()}, "
-                f"allowed 0 to {steps - 1}; run at least {train.step.max() + 1} steps"
+                f"input {name}: found values that make bias mantissas of {mantissa.min()} to "
+                f"{mantissa.max()} in {source.drives}, allowed {low} to {high}"
             )
-        raster = train.batch()
-        fit = np.zeros((*raster.shape[:2], steps), dtype=np.bool_)
-        width = min(steps, raster.shape[2])
-        fit[..., :width] = raster[..., :width]
-        rasters[name] = fit
-    return InputBatch(rasters, first.n_samples, steps, first.batched)
+    return fit
 
 
 def unbatch(array: Any, batched: bool) -> Any:

@@ -31,17 +31,19 @@ from nmtool.compiler import Program
 from nmtool.errors import BoardTimeout, ConfigError
 from nmtool.fixedpoint import CURRENT_DECAY_OFFSET as OFFSET
 from nmtool.fixedpoint import (
-    STATE_LIMIT,
     BoolArray,
-    FloatArray,
     IntArray,
     decay,
+    delta_step,
     fires,
     saturate,
     scaled,
+    shift,
     wrap,
+    wrap_word,
 )
-from nmtool.quantization import QuantizedProjection
+from nmtool.operations import Array, Chain, apply_chain, with_weight
+from nmtool.quantization import QuantizedPopulation, QuantizedProjection
 from nmtool.spikes import SpikeTrain
 
 
@@ -66,46 +68,52 @@ class ReferenceBackend:
 
 @dataclass
 class _State:
-    """u and v by population, shape (samples, neurons), and the synaptic input still to come.
+    """The state of every population, shape (samples, neurons), and the input still to come.
 
-    ``arriving[population][k]`` is the weighted sum that arrives k steps from now: a spike adds its
-    weights where its delay puts them when it is sent, as the chip's dendritic accumulators do.
+    ``third`` counts down the refractory steps of CUBA neurons and holds the residue of delta
+    encoders. ``arriving[population][k]`` is the weighted sum that arrives k steps from now: a spike
+    adds its weights where its delay puts them when it is sent, as the chip's dendritic
+    accumulators do.
     """
 
     n_samples: int
     u: dict[str, IntArray]
     v: dict[str, IntArray]
-    arriving: dict[str, list[FloatArray]]
+    third: dict[str, IntArray]
+    arriving: dict[str, list[IntArray]]
+    step: int = 0
     events: dict[str, int] = field(default_factory=lambda: {"wrapped": 0, "saturated": 0})
 
-    def fold(self, event: str, rule: Callable[[IntArray], IntArray], value: IntArray) -> IntArray:
-        """A state as its register holds it; values that do not fit are counted as ``event``."""
-        if value.size == 0 or max(value.max(), -value.min()) < STATE_LIMIT:
-            return value
-        folded = rule(value)
-        self.events[event] += int(np.count_nonzero(folded != value))
+    def fold(self, event: str, rule: Callable[[IntArray], IntArray], exact: IntArray) -> IntArray:
+        """Apply an overflow rule and count the states that it changed."""
+        folded = rule(exact)
+        self.events[event] += int(np.count_nonzero(folded != exact))
         return folded
 
 
 @dataclass(frozen=True, eq=False)
 class _Synapses:
-    """One projection's weights, shape (source, target), by the steps a spike needs."""
+    """The synapses of one projection that share a delay: steps until arrival, and their weights.
+
+    ``axons`` are the source neurons that have this axonal delay (None: all).
+    """
 
     source: str
     target: str
-    by_delay: Mapping[int, FloatArray]
+    steps: int
+    axons: BoolArray | None
+    operations: Chain
 
 
 class ReferenceSession(ManagedSession):
-    """A program in numpy. Sums are float64 products of integers, exact below 2^53."""
+    """A program in memory; nothing to hold or release."""
 
     def __init__(self, program: Program, defects: Defects | None, timeout: float | None) -> None:
         self.program = program
         self._defects = defects
         self._timeout = timeout
         self._runs = defects.faults.first_run if defects else 0
-        self._weights = {n: self._load(n, p) for n, p in program.network.projections.items()}
-        self._bias = {name: p.bias for name, p in program.network.populations.items()}
+        self._synapses = {n: self._load(n, p) for n, p in program.network.projections.items()}
         self._stream: _State | None = None
 
     def run(
@@ -142,7 +150,7 @@ class ReferenceSession(ManagedSession):
         self.program, changed = changed_weights(self.program, projection, mantissa)
         if changed:
             quantized = self.program.network.projections[projection]
-            self._weights[projection] = self._load(projection, quantized)
+            self._synapses[projection] = self._load(projection, quantized)
         return changed
 
     def reset(self) -> None:
@@ -158,23 +166,33 @@ class ReferenceSession(ManagedSession):
         """Runs so far, by which transient faults are drawn."""
         return self._runs
 
-    def _load(self, name: str, projection: QuantizedProjection) -> _Synapses:
+    def _load(self, name: str, projection: QuantizedProjection) -> list[_Synapses]:
         mantissa = projection.weight_mantissa
         if self._defects:
             mantissa = self._defects.stored(name, mantissa, projection.format)
-        weight = mantissa * 2.0**projection.format.exponent
+        weight = shift(mantissa, projection.format.exponent)
+        if not self.program.network.graded(projection.source):
+            weight = weight.astype(np.float64)  # sums stay exact, and matrix products are fast
         delay = np.broadcast_to(projection.delay, weight.shape)
-        source = self.program.network.populations.get(projection.source)
-        steps = 1 + (source.axonal_delay if source else 0)
-        by_delay = {steps + int(d): np.where(delay == d, weight, 0.0).T for d in np.unique(delay)}
-        return _Synapses(projection.source, projection.target, by_delay)
+        axonal = np.asarray(self.program.network.axonal_delay(projection.source))
+        return [
+            _Synapses(
+                projection.source,
+                projection.target,
+                1 + int(a) + int(d),
+                None if axonal.ndim == 0 else axonal == a,
+                with_weight(projection.operations, np.where(delay == d, weight, 0)),
+            )
+            for d in np.unique(delay)
+            for a in np.unique(axonal)
+        ]
 
     def _fresh(self, n_samples: int) -> _State:
         net = self.program.network
         zero = {n: np.zeros((n_samples, p.size), np.int64) for n, p in net.populations.items()}
         depth = net.delay_max + 2
-        arriving = {name: [np.zeros(z.shape) for _ in range(depth)] for name, z in zero.items()}
-        return _State(n_samples, zero, dict(zero), arriving)
+        arriving = {name: [np.zeros_like(z) for _ in range(depth)] for name, z in zero.items()}
+        return _State(n_samples, zero, dict(zero), dict(zero), arriving)
 
     def _advance(
         self, state: _State, batch: InputBatch, probe: str | Probe | None, progress: Progress | None
@@ -189,19 +207,19 @@ class ReferenceSession(ManagedSession):
             quantity: {name: [] for name in names} for quantity, names in probes.items()
         }
         for step in range(batch.n_steps):
-            spikes = self._step(state, rng)
+            entering = {name: raster[:, :, step] for name, raster in batch.rasters.items()}
+            if self._defects:
+                entering = {n: self._defects.deliver(s, rng) for n, s in entering.items()}
+            messages = self._step(state, entering, rng)
             now: dict[str, Mapping[str, Any]] = {
-                "spikes": spikes,
+                "spikes": messages,
                 "current": state.u,
                 "voltage": state.v,
             }
             for quantity, lists in tape.items():
                 for name, columns in lists.items():
                     columns.append(now[quantity][name])
-            entering = {name: raster[:, :, step] for name, raster in batch.rasters.items()}
-            if self._defects:
-                entering = {n: self._defects.deliver(s, rng) for n, s in entering.items()}
-            self._send(state, {**spikes, **entering})
+            self._send(state, {**messages, **entering})
             if progress:
                 progress(step + 1, batch.n_steps)
             if self._timeout and time.monotonic() - started > self._timeout:
@@ -211,30 +229,58 @@ class ReferenceSession(ManagedSession):
                 )
         return self._recording(tape, batch, state, time.monotonic() - started)
 
-    def _step(self, state: _State, rng: np.random.Generator) -> dict[str, BoolArray]:
-        """One step of every population; returns the spikes that leave them."""
-        spikes: dict[str, BoolArray] = {}
-        for name, p in self.program.network.populations.items():
+    def _step(
+        self, state: _State, entering: Mapping[str, Array], rng: np.random.Generator
+    ) -> dict[str, Array]:
+        """One step of every population; returns the spikes or messages that leave them."""
+        net = self.program.network
+        sent: dict[str, Array] = {}
+        for name, p in net.populations.items():
             arrived = state.arriving[name].pop(0)
-            state.arriving[name].append(np.zeros(arrived.shape))
-            total = decay(state.u[name], p.decay_u + OFFSET) + scaled(arrived.astype(np.int64))
-            u = state.fold("wrapped", wrap, total)
-            v = state.fold(
-                "saturated", saturate, decay(state.v[name], p.decay_v) + u + self._bias[name]
-            )
-            fired = fires(v, p.threshold)
-            if self._defects:
-                fired = self._defects.fire(name, fired)
-            state.u[name], state.v[name] = u, np.where(fired, 0, v)
-            spikes[name] = self._defects.deliver(fired, rng) if self._defects else fired
-        return spikes
+            state.arriving[name].append(np.zeros_like(arrived))
+            bias = p.bias
+            for key, source in net.inputs.items():
+                if source.drives == name and source.kind == "graded":
+                    arrived = arrived + entering[key]
+                elif source.drives == name:
+                    bias = bias + shift(entering[key], p.bias_exponent)
+            if p.reset and state.step % p.reset.interval == p.reset.offset % p.reset.interval:
+                for values in (state.u, state.v, state.third):
+                    values[name] = np.zeros_like(values[name])
+            if p.graded:
+                sent[name] = _sigma_delta(state, name, p, arrived)
+            else:
+                fired = self._cuba(state, name, p, arrived, bias)
+                sent[name] = self._defects.deliver(fired, rng) if self._defects else fired
+        state.step += 1
+        return sent
 
-    def _send(self, state: _State, spikes: Mapping[str, BoolArray]) -> None:
+    def _cuba(
+        self, state: _State, name: str, p: QuantizedPopulation, arrived: IntArray, bias: IntArray
+    ) -> BoolArray:
+        total = decay(state.u[name], p.decay_u + OFFSET) + scaled(arrived)
+        u = state.fold("wrapped", wrap, total)
+        v = state.fold("saturated", saturate, decay(state.v[name], p.decay_v) + u + bias)
+        paused = state.third[name] > 0
+        v = np.where(paused, 0, v)
+        fired = fires(v, p.threshold) & ~paused
+        if self._defects:
+            fired = self._defects.fire(name, fired)
+        state.u[name], state.v[name] = u, np.where(fired, 0, v)
+        count = np.maximum(state.third[name] - 1, 0)
+        state.third[name] = np.where(fired, p.refractory_delay - 1, count)
+        return fired
+
+    def _send(self, state: _State, sent: Mapping[str, Array]) -> None:
         """Add the weights of the spikes of this step where their delays put them."""
-        for synapses in self._weights.values():
-            sent = spikes[synapses.source]
-            for delay, weight in synapses.by_delay.items():
-                state.arriving[synapses.target][delay - 1] += sent @ weight
+        shapes = self.program.network.shapes
+        for parts in self._synapses.values():
+            for part in parts:
+                spikes = sent[part.source]
+                if part.axons is not None:
+                    spikes = np.where(part.axons, spikes, 0)
+                total = apply_chain(part.operations, spikes, shapes[part.source])
+                state.arriving[part.target][part.steps - 1] += total.astype(np.int64)
 
     def _recording(
         self, tape: dict[str, dict[str, list[Any]]], batch: InputBatch, state: _State, wall: float
@@ -250,7 +296,10 @@ class ReferenceSession(ManagedSession):
         if self._defects:
             provenance["faults"] = {**self._defects.listing(), "run": self._runs - 1}
         return Recording(
-            {n: SpikeTrain.from_raster(r) for n, r in stacked.get("spikes", {}).items()},
+            {
+                n: SpikeTrain.from_raster(r, self.program.network.graded(n))
+                for n, r in stacked.get("spikes", {}).items()
+            },
             stacked.get("current", {}),
             stacked.get("voltage", {}),
             "reference with faults" if self._defects else "reference",
@@ -259,3 +308,22 @@ class ReferenceSession(ManagedSession):
             wall,
             provenance,
         )
+
+
+def _sigma_delta(state: _State, name: str, p: QuantizedPopulation, arrived: IntArray) -> IntArray:
+    """One step of delta, sigma-delta or sigma neurons; returns their messages."""
+    if p.model != "delta":
+        state.u[name] = wrap_word(state.u[name] + arrived)
+    if p.model == "sigma":
+        return state.u[name]
+    if p.model == "delta":
+        activation = wrap_word(arrived << (p.spike_exponent + p.state_exponent))
+    else:
+        activation = wrap_word(state.u[name] + p.bias)
+        if p.activation == "relu":
+            activation = np.maximum(activation, 0)
+    message, state.third[name] = delta_step(
+        activation, state.v[name], state.third[name], p.effective_threshold
+    )
+    state.v[name] = activation
+    return shift(message, -p.state_exponent)

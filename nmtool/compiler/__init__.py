@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from nmtool.chip import ChipSpec
 from nmtool.compiler import rules
 from nmtool.compiler.program import Program, ResetSchedule
 from nmtool.errors import ArtifactError, ConfigError
+from nmtool.fixedpoint import FloatArray
 from nmtool.network import Network
-from nmtool.quantization import QuantizedNetwork, quantize, state_bounds
+from nmtool.operations import apply_chain, with_weight
+from nmtool.quantization import QuantizedNetwork, QuantizedProjection, quantize, state_bounds
 
 __all__ = ["Program", "ResetSchedule", "compile_program"]
 
@@ -52,23 +56,40 @@ def compile_program(
         ResetSchedule(steps, hold=quantized.delay_max + 1),
         latency=_latency(quantized),
         bounds=tuple(state_bounds(quantized, steps)),
+        simulators_only=tuple(rules.simulators_only(quantized, chip)),
         provenance=dict(provenance or {}),
     )
 
 
 def _latency(network: QuantizedNetwork) -> int:
-    """The fewest steps from any input to any output: one a projection, plus its delays."""
-    arrival = dict.fromkeys(network.inputs, 0)
+    """The fewest steps from any input to any output: one a projection, plus the delays."""
+    never = np.inf
+    arrival = {name: np.full(size, never) for name, size in network.sizes.items()}
+    for name, source in network.inputs.items():
+        arrival[source.drives or name][:] = 0
     pending = True
     while pending:
         pending = False
         for projection in network.projections.values():
-            if projection.source not in arrival:
-                continue
-            source = network.populations.get(projection.source)
-            delay = (source.axonal_delay if source else 0) + projection.delay_min
-            step = arrival[projection.source] + 1 + delay
-            if step < arrival.get(projection.target, step + 1):
-                arrival[projection.target] = step
-                pending = True
-    return min((arrival[name] for name in network.outputs if name in arrival), default=0)
+            reached = _reached(network, projection, arrival[projection.source])
+            earlier = np.minimum(arrival[projection.target], reached)
+            pending |= bool(np.any(earlier < arrival[projection.target]))
+            arrival[projection.target] = earlier
+    first = min((arrival[name].min() for name in network.outputs), default=never)
+    return 0 if first == never else int(first)
+
+
+def _reached(
+    network: QuantizedNetwork, projection: QuantizedProjection, leaving: FloatArray
+) -> FloatArray:
+    """When the first spike reaches each target neuron, if the sources spike at ``leaving``."""
+    sent = leaving + network.axonal_delay(projection.source)
+    delay = np.broadcast_to(projection.delay, projection.weight_mantissa.shape)
+    arrival = np.full(network.sizes[projection.target], np.inf)
+    for steps in np.unique(delay):
+        operations = with_weight(projection.operations, (delay == steps).astype(np.float64))
+        for time in np.unique(sent[np.isfinite(sent)]):
+            spikes = (sent == time).astype(np.float64)[None]
+            hit = apply_chain(operations, spikes, network.shapes[projection.source])[0] > 0
+            arrival[hit] = np.minimum(arrival[hit], time + 1 + steps)
+    return arrival

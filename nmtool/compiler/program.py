@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,8 @@ class Program:
     ``latency`` is the number of steps from an input spike to the first output spike it can cause.
     ``bounds`` are the worst-case states within one sample. The fingerprint covers everything that
     decides a spike, so two programs with one fingerprint give the same spikes.
+    ``simulators_only`` names the values that no chip register holds, and what would take their
+    place on one; simulators run them as written.
     """
 
     network: QuantizedNetwork
@@ -50,6 +52,7 @@ class Program:
     reset: ResetSchedule
     latency: int
     bounds: tuple[StateBound, ...] = ()
+    simulators_only: tuple[str, ...] = ()
     placement: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,9 +68,10 @@ class Program:
         digest = hashlib.sha256()
         for item in _content(self):
             if isinstance(item, np.ndarray):
+                digest.update(str(item.shape).encode())
                 digest.update(np.ascontiguousarray(item, dtype="<i8").tobytes())
             else:
-                digest.update(json.dumps(item, sort_keys=True).encode() + b"\0")
+                digest.update(json.dumps(item, sort_keys=True, default=int).encode() + b"\0")
         return digest.hexdigest()[:FINGERPRINT_LENGTH]
 
     def with_weights(self, mantissas: Mapping[str, IntArray]) -> Program:
@@ -85,16 +89,22 @@ class Program:
 
 def _content(program: Program) -> list[Any]:
     net = program.network
-    content: list[Any] = ["nmtool.program/v1", program.chip, list(net.outputs)]
+    content: list[Any] = ["nmtool.program/v2", program.chip, list(net.outputs)]
     content.append([program.reset.n_steps, program.reset.hold])
     for name, source in sorted(net.inputs.items()):
-        content.append([name, list(source.shape)])
+        content.append([name, *_plain(source).values()])
     for name, p in sorted(net.populations.items()):
-        registers = [p.decay_u, p.decay_v, p.threshold, p.bias_exponent, p.axonal_delay]
-        content += [[name, list(p.shape), registers], p.bias_mantissa]
+        content += [name, *_plain(p).values()]
     for name, j in sorted(net.projections.items()):
-        format = [j.format.bits, j.format.exponent, j.format.sign_mode]
-        content += [[name, j.source, j.target, format], j.weight_mantissa, np.asarray(j.delay)]
+        content += [name, j.source, j.target, _plain(j.format), np.asarray(j.delay)]
+        for operation in j.operations:
+            content += [type(operation).__name__, *_plain(operation).values()]
     for section in (net.data, net.readout):
         content.append(section.model_dump(mode="json") if section else None)
     return content
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    """The fields of a dataclass in their order; arrays stay arrays."""
+    values = {field.name: getattr(item, field.name) for field in fields(item)}
+    return {key: _plain(v) if is_dataclass(v) else v for key, v in values.items()}

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from nmtool.chip import ChipSpec
 from nmtool.errors import FitError
-from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, check_mantissa
+from nmtool.fixedpoint import DECAY_ONE, STATE_BITS, STATE_LIMIT
+from nmtool.quantization import (
+    MESSAGE_BIAS,
+    QuantizedNetwork,
+    QuantizedPopulation,
+    check_mantissa,
+)
 
 
 def check(network: QuantizedNetwork, chip: ChipSpec) -> None:
@@ -41,14 +49,64 @@ def check(network: QuantizedNetwork, chip: ChipSpec) -> None:
         raise FitError("\n".join(problems))
 
 
+_SIMULATED = {"decay_u": -1, "decay_v": DECAY_ONE, "threshold": 1 << 17}
+"""Values that Lava's CPU models run and no register holds: they come from netx files."""
+
+
+def simulators_only(network: QuantizedNetwork, chip: ChipSpec) -> list[str]:
+    """What of a network no register of the chip holds, and what would take its place there."""
+    return [
+        f"{name}.{key}: {value} runs on simulators only; lava-loihi would get "
+        f"{min(max(value, low), high)}"
+        for name, population in network.populations.items()
+        if not population.graded
+        for key, value, (low, high) in _registers(population, chip)
+        if not low <= value <= high
+    ]
+
+
+def _registers(
+    population: QuantizedPopulation, chip: ChipSpec
+) -> list[tuple[str, int, tuple[int, int]]]:
+    """Name, value and range of the registers of a CUBA population."""
+    return [
+        ("decay_u", population.decay_u, (0, chip.decay_max)),
+        ("decay_v", population.decay_v, (0, chip.decay_max)),
+        ("threshold", population.threshold, (0, chip.threshold_max)),
+    ]
+
+
 def _population(name: str, population: QuantizedPopulation, chip: ChipSpec) -> list[str]:
     problems: list[str] = []
-    _range(problems, f"{name}.decay_u", population.decay_u, 0, chip.decay_max)
-    _range(problems, f"{name}.decay_v", population.decay_v, 0, chip.decay_max)
-    _range(problems, f"{name}.threshold", population.threshold, 0, chip.threshold_max)
+    delay = population.axonal_delay
+    for extreme in (int(np.min(delay)), int(np.max(delay))):
+        _range(problems, f"{name}.axonal_delay", extreme, 0, chip.delay_max)
+    if population.graded:
+        return problems + _sigma_delta(name, population)
+    for key, value, limit in _registers(population, chip):
+        if value != _SIMULATED[key]:
+            _range(problems, f"{name}.{key}", value, *limit)
     _range(problems, f"{name}.bias_exponent", population.bias_exponent, *chip.bias_exponent)
+    _range(
+        problems,
+        f"{name}.refractory_delay",
+        population.refractory_delay,
+        1,
+        chip.refractory_delay_max,
+    )
     for extreme in (population.bias_mantissa.min(), population.bias_mantissa.max()):
         _range(problems, f"{name}.bias_mantissa", int(extreme), *chip.bias_mantissa)
+    return problems
+
+
+def _sigma_delta(name: str, population: QuantizedPopulation) -> list[str]:
+    problems: list[str] = []
+    align = population.spike_exponent + population.state_exponent
+    _range(problems, f"{name}.spike_exponent", population.spike_exponent, 0, STATE_BITS)
+    _range(problems, f"{name}.state_exponent", population.state_exponent, 0, STATE_BITS)
+    _range(problems, f"{name}.threshold", population.threshold, 0, (STATE_LIMIT - 1) >> align)
+    for extreme in (population.bias_mantissa.min(), population.bias_mantissa.max()):
+        _range(problems, f"{name}.bias_mantissa", int(extreme), *MESSAGE_BIAS)
     return problems
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,19 @@ from nmtool.compiler import Program, ResetSchedule
 from nmtool.config import Check, Data, Readout
 from nmtool.errors import ArtifactError, NmtoolError
 from nmtool.formats.container import Array, Container, read_container, write_container
-from nmtool.network import CubaLif, Input, IntLike, Network, Population, Projection
+from nmtool.network import (
+    CubaLif,
+    Delta,
+    Input,
+    Network,
+    Neuron,
+    PeriodicReset,
+    Population,
+    Projection,
+    Sigma,
+    SigmaDelta,
+)
+from nmtool.operations import Chain, Conv, Dense, Flatten, Operation, Scale, Sparse, SumPool
 from nmtool.quantization import (
     ParameterError,
     QuantizedNetwork,
@@ -27,7 +39,14 @@ from nmtool.spikes import SpikeTrain
 
 Artifact: TypeAlias = Network | QuantizedNetwork | Program | Recording
 Arrays: TypeAlias = dict[str, Array]
+T = TypeVar("T")
 _AXES = ("sample", "step", "neuron")
+_OPERATIONS: dict[str, type[Operation]] = {
+    kind.__name__: kind for kind in (Dense, Sparse, Conv, SumPool, Flatten, Scale)
+}
+_NEURONS: dict[str, type[Neuron]] = {
+    kind.__name__: kind for kind in (CubaLif, Delta, SigmaDelta, Sigma)
+}
 
 
 def save(path: str | Path, artifact: Artifact) -> None:
@@ -85,7 +104,7 @@ def load_as(path: str | Path, kind: type[Any]) -> Any:
 def _sections(network: Network | QuantizedNetwork) -> dict[str, Any]:
     return {
         "name": network.name,
-        "inputs": {name: list(source.shape) for name, source in network.inputs.items()},
+        "inputs": {name: _plain(source) for name, source in network.inputs.items()},
         "outputs": list(network.outputs),
         "data": network.data.model_dump(mode="json") if network.data else None,
         "readout": network.readout.model_dump(mode="json") if network.readout else None,
@@ -97,7 +116,7 @@ def _sections(network: Network | QuantizedNetwork) -> dict[str, Any]:
 def _read_sections(header: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": header["name"],
-        "inputs": {name: Input(tuple(shape)) for name, shape in header["inputs"].items()},
+        "inputs": {name: _make(Input, source) for name, source in header["inputs"].items()},
         "outputs": tuple(header["outputs"]),
         "data": Data.model_validate(header["data"]) if header["data"] else None,
         "readout": Readout.model_validate(header["readout"]) if header["readout"] else None,
@@ -106,60 +125,90 @@ def _read_sections(header: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _put_delay(arrays: Arrays, name: str, delay: IntLike) -> int | None:
-    """A delay per synapse is an array, one for all a number in the header."""
-    if isinstance(delay, int | np.integer):
-        return int(delay)
-    arrays[f"{name}/delay"] = delay
-    return None
+def _plain(item: Any, arrays: Arrays | None = None, name: str = "") -> dict[str, Any]:
+    """The fields of a dataclass for the header; arrays go to ``arrays`` under ``name/field``."""
+    found: dict[str, Any] = {}
+    for field in fields(item):
+        value = getattr(item, field.name)
+        if isinstance(value, np.ndarray) and value.ndim:
+            assert arrays is not None
+            arrays[f"{name}/{field.name}"] = value
+        elif isinstance(value, np.integer | np.ndarray):
+            found[field.name] = int(value)
+        elif is_dataclass(value):
+            found[field.name] = _plain(value)
+        else:
+            found[field.name] = value
+    return found
 
 
-def _get_delay(arrays: Arrays, name: str, delay: int | None) -> IntLike:
-    return arrays[f"{name}/delay"] if delay is None else delay
+def _make(
+    kind: type[T], plain: Mapping[str, Any], arrays: Arrays | None = None, name: str = ""
+) -> T:
+    """A dataclass from what ``_plain`` wrote; the fields that are absent are arrays."""
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
+    for field in fields(kind):  # type: ignore[arg-type]
+        if arrays is not None and f"{name}/{field.name}" in arrays:
+            values[field.name] = arrays[f"{name}/{field.name}"]
+    return kind(**values)
+
+
+def _put_chain(operations: Chain, arrays: Arrays, name: str) -> list[dict[str, Any]]:
+    return [
+        {"kind": type(op).__name__, **_plain(op, arrays, f"{name}/{index}")}
+        for index, op in enumerate(operations)
+    ]
+
+
+def _get_chain(header: list[dict[str, Any]], arrays: Arrays, name: str) -> Chain:
+    def operation(index: int, plain: dict[str, Any]) -> Operation:
+        kind = _OPERATIONS[plain.pop("kind")]
+        return _make(kind, plain, arrays, f"{name}/{index}")
+
+    return tuple(operation(index, dict(plain)) for index, plain in enumerate(header))
+
+
+def _reset(plain: dict[str, Any] | None) -> PeriodicReset | None:
+    return PeriodicReset(**plain) if plain else None
 
 
 def _write_network(network: Network, arrays: Arrays) -> dict[str, Any]:
     header = _sections(network)
     header["weight_bits"] = network.weight_bits
     header["populations"] = {
-        name: {"shape": list(p.shape), "neuron": asdict(p.neuron), "axonal_delay": p.axonal_delay}
+        name: {
+            **_plain(replace(p, bias=None), arrays, f"populations/{name}"),
+            "model": type(p.neuron).__name__,
+        }
         for name, p in network.populations.items()
     }
     for name, population in network.populations.items():
         if population.bias is not None:
             arrays[f"populations/{name}/bias"] = population.bias
-    header["projections"] = {
-        name: {
-            "source": p.source,
-            "target": p.target,
-            "delay": _put_delay(arrays, f"projections/{name}", p.delay),
-        }
-        for name, p in network.projections.items()
-    }
-    for name, projection in network.projections.items():
-        arrays[f"projections/{name}/weight"] = projection.weight
+    header["projections"] = _put_projections(network.projections, arrays)
+    return header
+
+
+def _put_projections(projections: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
+    header = {}
+    for name, projection in projections.items():
+        place = f"projections/{name}"
+        plain = _plain(replace(projection, operations=()), arrays, place)
+        header[name] = {**plain, "operations": _put_chain(projection.operations, arrays, place)}
     return header
 
 
 def _read_network(header: Mapping[str, Any], arrays: Arrays) -> Network:
-    populations = {
-        name: Population(
-            tuple(p["shape"]),
-            CubaLif(**p["neuron"]),
-            arrays.get(f"populations/{name}/bias"),
-            p["axonal_delay"],
-        )
-        for name, p in header["populations"].items()
-    }
-    projections = {
-        name: Projection.dense(
-            p["source"],
-            p["target"],
-            arrays[f"projections/{name}/weight"],
-            _get_delay(arrays, f"projections/{name}", p["delay"]),
-        )
-        for name, p in header["projections"].items()
-    }
+    populations = {}
+    for name, plain in header["populations"].items():
+        neuron = _NEURONS[plain.pop("model")](**plain.pop("neuron"))
+        plain |= {"neuron": neuron, "reset": _reset(plain.pop("reset"))}
+        populations[name] = _make(Population, plain, arrays, f"populations/{name}")
+    projections = {}
+    for name, plain in header["projections"].items():
+        place = f"projections/{name}"
+        plain["operations"] = _get_chain(plain["operations"], arrays, place)
+        projections[name] = _make(Projection, plain, arrays, place)
     return Network(
         populations=populations,
         projections=projections,
@@ -172,46 +221,24 @@ def _write_quantized(network: QuantizedNetwork, arrays: Arrays) -> dict[str, Any
     header = _sections(network)
     header["chip"] = network.chip
     header["errors"] = [asdict(error) for error in network.errors]
-    registers = ("decay_u", "decay_v", "threshold", "bias_exponent", "axonal_delay")
     header["populations"] = {
-        name: {"shape": list(p.shape), **{key: int(getattr(p, key)) for key in registers}}
-        for name, p in network.populations.items()
+        name: _plain(p, arrays, f"populations/{name}") for name, p in network.populations.items()
     }
-    for name, population in network.populations.items():
-        arrays[f"populations/{name}/bias_mantissa"] = population.bias_mantissa
-    header["projections"] = {
-        name: {
-            "source": p.source,
-            "target": p.target,
-            "format": asdict(p.format),
-            "delay": _put_delay(arrays, f"projections/{name}", p.delay),
-        }
-        for name, p in network.projections.items()
-    }
-    for name, projection in network.projections.items():
-        arrays[f"projections/{name}/weight_mantissa"] = projection.weight_mantissa
+    header["projections"] = _put_projections(network.projections, arrays)
     return header
 
 
 def _read_quantized(header: Mapping[str, Any], arrays: Arrays) -> QuantizedNetwork:
-    populations = {
-        name: QuantizedPopulation(
-            shape=tuple(p.pop("shape")),
-            bias_mantissa=arrays[f"populations/{name}/bias_mantissa"],
-            **p,
-        )
-        for name, p in header["populations"].items()
-    }
-    projections = {
-        name: QuantizedProjection(
-            p["source"],
-            p["target"],
-            arrays[f"projections/{name}/weight_mantissa"],
-            SynapseFormat(**p["format"]),
-            _get_delay(arrays, f"projections/{name}", p["delay"]),
-        )
-        for name, p in header["projections"].items()
-    }
+    populations = {}
+    for name, plain in header["populations"].items():
+        plain["reset"] = _reset(plain["reset"])
+        populations[name] = _make(QuantizedPopulation, plain, arrays, f"populations/{name}")
+    projections = {}
+    for name, plain in header["projections"].items():
+        place = f"projections/{name}"
+        plain["format"] = SynapseFormat(**plain["format"])
+        plain["operations"] = _get_chain(plain["operations"], arrays, place)
+        projections[name] = _make(QuantizedProjection, plain, arrays, place)
     return QuantizedNetwork(
         chip=header["chip"],
         populations=populations,
@@ -228,6 +255,7 @@ def _write_program(program: Program, arrays: Arrays) -> dict[str, Any]:
         "reset": asdict(program.reset),
         "latency": program.latency,
         "bounds": [asdict(bound) for bound in program.bounds],
+        "simulators_only": list(program.simulators_only),
         "placement": dict(program.placement),
         "provenance": dict(program.provenance),
         "fingerprint": program.fingerprint,
@@ -241,6 +269,7 @@ def _read_program(header: Mapping[str, Any], arrays: Arrays) -> Program:
         ResetSchedule(**header["reset"]),
         header["latency"],
         tuple(StateBound(**bound) for bound in header["bounds"]),
+        tuple(header["simulators_only"]),
         header["placement"],
         header["provenance"],
     )
@@ -255,6 +284,8 @@ def _write_recording(recording: Recording, arrays: Arrays) -> dict[str, Any]:
     for name, train in recording.spikes.items():
         for axis in _AXES:
             arrays[f"spikes/{name}/{axis}"] = getattr(train, axis).astype(np.int32)
+        if train.payload is not None:
+            arrays[f"spikes/{name}/payload"] = train.payload
     for quantity in ("current", "voltage"):
         for name, values in getattr(recording, quantity).items():
             arrays[f"{quantity}/{name}"] = values.astype(np.int32)
@@ -281,9 +312,10 @@ def _read_recording(header: Mapping[str, Any], arrays: Arrays) -> Recording:
 
     def train(name: str, size: list[Any]) -> SpikeTrain:
         sample, step, neuron = (wide(f"spikes/{name}/{axis}") for axis in _AXES)
+        payload = arrays.get(f"spikes/{name}/payload")
         n_samples, n_neurons, n_steps, batched = size
-        return SpikeTrain(
-            sample, step, neuron, n_samples, n_neurons, n_steps, batched=bool(batched)
+        return SpikeTrain.from_events(
+            sample, step, neuron, n_samples, n_neurons, n_steps, payload, bool(batched)
         )
 
     spikes = {name: train(name, size) for name, size in header["spikes"].items()}
@@ -300,14 +332,14 @@ def _read_recording(header: Mapping[str, Any], arrays: Arrays) -> Recording:
 
 
 _FORMATS: tuple[tuple[str, Callable[[Any, Arrays], dict[str, Any]], type[Any]], ...] = (
-    ("nmtool.network/v1", _write_network, Network),
-    ("nmtool.quantized/v1", _write_quantized, QuantizedNetwork),
-    ("nmtool.program/v1", _write_program, Program),
+    ("nmtool.network/v2", _write_network, Network),
+    ("nmtool.quantized/v2", _write_quantized, QuantizedNetwork),
+    ("nmtool.program/v2", _write_program, Program),
     ("nmtool.recording/v1", _write_recording, Recording),
 )
 _READERS: dict[str, Callable[[Any, Arrays], Artifact]] = {
-    "nmtool.network/v1": _read_network,
-    "nmtool.quantized/v1": _read_quantized,
-    "nmtool.program/v1": _read_program,
+    "nmtool.network/v2": _read_network,
+    "nmtool.quantized/v2": _read_quantized,
+    "nmtool.program/v2": _read_program,
     "nmtool.recording/v1": _read_recording,
 }

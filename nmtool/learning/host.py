@@ -22,6 +22,7 @@ from nmtool.learning.dcll import (
     replay,
     surrogate,
 )
+from nmtool.network import beyond_dense_cuba
 from nmtool.quantization import WEIGHT_SCALE, quantize_weights
 
 SLAYER_WIDTH = 100.0
@@ -55,7 +56,8 @@ class Host:
     """What stays the same while the host learns: local readouts, surrogate widths, sources.
 
     Raises:
-        UnsupportedError: recurrent projections or a delay for each synapse.
+        UnsupportedError: recurrent projections, or more than CUBA neurons, dense weights and one
+            delay a projection.
     """
 
     program: Program
@@ -123,10 +125,11 @@ class Host:
     ) -> dict[str, Afferent]:
         """What feeds a population, with the measured spikes of every source."""
         net = deployed.network
-        axonal = {name: p.axonal_delay for name, p in net.populations.items()}
         return {
             name: Afferent(
-                projection, measured[projection.source], axonal.get(projection.source, 0)
+                projection,
+                measured[projection.source],
+                int(net.axonal_delay(projection.source)),
             )
             for name, projection in net.projections.items()
             if projection.target == population
@@ -159,16 +162,14 @@ class Host:
 
 
 def _check(program: Program) -> None:
+    net = program.network
+    for problem in beyond_dense_cuba(net.inputs, net.populations, net.projections):
+        raise UnsupportedError(f"{problem} in dcll")
     place = {name: index for index, name in enumerate(program.order)}
-    for name, projection in program.network.projections.items():
+    for name, projection in net.projections.items():
         if place.get(projection.source, -1) >= place[projection.target]:
             raise UnsupportedError(
                 f"projection {name}: found a recurrent projection, dcll allows feed-forward ones"
-            )
-        if np.ndim(projection.delay):
-            raise UnsupportedError(
-                f"projection {name}: found a delay for each synapse, dcll allows one for the "
-                "projection"
             )
 
 

@@ -21,13 +21,12 @@ from nmtool.chip import ChipSpec
 from nmtool.config import Surrogate
 from nmtool.errors import FitError, UnsupportedError
 from nmtool.fixedpoint import STATE_LIMIT
-from nmtool.network import Network, Projection
+from nmtool.network import Network, Projection, beyond_dense_cuba
 from nmtool.quantization import (
     STATE_SCALE,
     choose_format,
     dequantize_weights,
     quantize,
-    quantize_neuron,
     quantize_weights,
     quantized_neuron_value,
 )
@@ -74,7 +73,8 @@ class SlayerNetwork(torch.nn.Module):
         surrogate: SLAYER's surrogate derivative.
 
     Raises:
-        UnsupportedError: recurrent or converging projections, or a delay for each synapse.
+        UnsupportedError: recurrent or converging projections, or more than CUBA neurons, dense
+            weights and one delay a projection.
         FitError: a parameter that the chip cannot hold.
         DependencyError: lava-dl or torch is missing.
     """
@@ -92,7 +92,10 @@ class SlayerNetwork(torch.nn.Module):
         self.blocks = torch.nn.ModuleDict()
         for name, projection_name in self.feed.items():
             population = network.populations[name]
-            neuron = quantized_neuron_value(*quantize_neuron(name, population.neuron, chip))
+            registers = quantized.populations[name]
+            neuron = quantized_neuron_value(
+                registers.decay_u, registers.decay_v, registers.threshold
+            )
             weight = network.projections[projection_name].weight
             block = slayer.block.cuba.Dense(
                 {
@@ -133,7 +136,8 @@ class SlayerNetwork(torch.nn.Module):
             projection = self.network.projections[projection_name]
             block = self.blocks[name]
             source = self.network.populations.get(projection.source)
-            delay = 1 + int(projection.delay) + (source.axonal_delay if source else 0)
+            axonal = int(source.axonal_delay) if source else 0
+            delay = 1 + int(projection.delay) + axonal
             arriving = self._shift(sent[projection.source], delay)
             current, voltage = block.neuron.dynamics(block.synapse(arriving))
             sent[name] = block.neuron.spike(voltage)
@@ -163,16 +167,13 @@ class SlayerNetwork(torch.nn.Module):
 def _chain(network: Network) -> dict[str, str]:
     """The projection that feeds each population, in data-flow order."""
     feed: dict[str, str] = {}
+    for problem in beyond_dense_cuba(network.inputs, network.populations, network.projections):
+        raise UnsupportedError(f"{problem} in SLAYER training")
     for name, projection in network.projections.items():
         if projection.target in feed:
             raise UnsupportedError(
                 f"projection {name}: found a second projection into {projection.target}, SLAYER "
                 "training allows one for each population"
-            )
-        if np.ndim(projection.delay):
-            raise UnsupportedError(
-                f"projection {name}: found a delay for each synapse, SLAYER training allows one "
-                "for the projection"
             )
         feed[projection.target] = name
     for name in network.populations:

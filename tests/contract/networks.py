@@ -71,4 +71,4 @@ def _projection(
     levels = rng.integers(format.minimum // format.step, format.maximum // format.step + 1, shape)
     longest = delays - delays // 2
     delay = rng.integers(0, longest + 1, shape) if rng.random() < 0.5 else longest
-    return QuantizedProjection(source, target, levels * format.step, format, delay)
+    return QuantizedProjection.dense(source, target, levels * format.step, format, delay)

@@ -11,6 +11,7 @@ from nmtool.learning.checkpoint import load_state, save_state
 from nmtool.learning.host import Host, HostState
 from nmtool.learning.loop import LoopState
 from nmtool.learning.study import Column, Study
+from nmtool.operations import Dense
 from nmtool.quantization import check_mantissa
 
 
@@ -319,7 +320,7 @@ def test_recurrent_networks_are_refused(faulty):
     network = faulty.program.network
     hidden = network.projections["hidden"]
     loop = replace(
-        hidden, source="hidden", target="hidden", weight_mantissa=np.zeros((16, 16), np.int64)
+        hidden, source="hidden", target="hidden", operations=(Dense(np.zeros((16, 16), np.int64)),)
     )
     looped = replace(network, projections={**network.projections, "loop": loop})
     program = replace(faulty.program, network=looped)

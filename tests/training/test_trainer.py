@@ -64,7 +64,7 @@ def test_a_checkpoint_of_another_experiment_is_refused(
     with pytest.raises(ArtifactError, match="other settings"):
         load_checkpoint(tmp_path / "c.h5", "two")
     save(tmp_path / "n.h5", network)
-    with pytest.raises(ArtifactError, match=r"found the schema nmtool\.network/v1"):
+    with pytest.raises(ArtifactError, match=r"found the schema nmtool\.network/v2"):
         load_checkpoint(tmp_path / "n.h5", "one")
     with pytest.raises(ArtifactError, match="no such file"):
         load_checkpoint(tmp_path / "none.h5", "one")

@@ -77,7 +77,7 @@ def quantized_networks(draw, longest=6):
     for k, (source, target) in enumerate(draw(ends(inputs, populations))):
         format = draw(formats())
         shape = (populations[target].size, {**inputs, **populations}[source].size)
-        projections[f"p{k}"] = QuantizedProjection(
+        projections[f"p{k}"] = QuantizedProjection.dense(
             source,
             target,
             random_mantissa(format, shape, rng),

@@ -12,6 +12,7 @@ from nmtool.compiler import ResetSchedule, compile_program
 from nmtool.config import Check, Data, RateEncoding, Readout
 from nmtool.errors import ArtifactError, ConfigError, FitError
 from nmtool.network import CubaLif, Input, Network, Population, Projection
+from nmtool.operations import Dense
 from nmtool.quantization import quantize
 from nmtool.spikes import SpikeTrain
 
@@ -97,9 +98,9 @@ def test_a_network_for_another_chip_is_refused():
     ("network", "message"),
     [
         (with_population("zeta", decay_u=4096), "zeta.decay_u: found 4096, allowed 0 to 4095"),
-        (with_population("zeta", decay_u=-1), "zeta.decay_u: found -1"),
-        (with_population("zeta", decay_v=4096), "zeta.decay_v: found 4096"),
-        (with_population("zeta", threshold=131072), "zeta.threshold: found 131072"),
+        (with_population("zeta", decay_u=-2), "zeta.decay_u: found -2"),
+        (with_population("zeta", decay_v=4097), "zeta.decay_v: found 4097"),
+        (with_population("zeta", threshold=131073), "zeta.threshold: found 131073"),
         (with_population("zeta", bias_exponent=8), "zeta.bias_exponent: found 8, allowed 0 to 7"),
         (
             with_population("alpha", bias_mantissa=np.array([0, 4096])),
@@ -158,7 +159,8 @@ def test_all_broken_rules_are_shown_at_once():
             "zeta", bias_mantissa=bumped(QUANTIZED.populations["zeta"].bias_mantissa, 1)
         ),
         with_projection(
-            "in", weight_mantissa=bumped(QUANTIZED.projections["in"].weight_mantissa, -2)
+            "in",
+            operations=(Dense(bumped(QUANTIZED.projections["in"].weight_mantissa, -2)),),
         ),
         with_projection("in", format=replace(QUANTIZED.projections["in"].format, exponent=3)),
         with_projection("in", delay=1),
@@ -179,7 +181,7 @@ def test_the_fingerprint_changes_with_any_single_integer(data):
     mantissa = QUANTIZED.projections[name].weight_mantissa.copy()
     place = data.draw(st.integers(0, mantissa.size - 1))
     mantissa.flat[place] += data.draw(st.sampled_from([-2, 2, 4, 256]))
-    changed = replace(PROGRAM, network=with_projection(name, weight_mantissa=mantissa))
+    changed = replace(PROGRAM, network=with_projection(name, operations=(Dense(mantissa),)))
     assert changed.fingerprint != PROGRAM.fingerprint
 
 
@@ -233,7 +235,7 @@ def test_latency_is_when_the_first_output_spike_comes(network):
     }
     format = SynapseFormat(8, 0, "excitatory")
     projections = {
-        name: replace(p, format=format, weight_mantissa=np.full_like(p.weight_mantissa, 7))
+        name: replace(p, format=format, operations=(Dense(np.full_like(p.weight_mantissa, 7)),))
         for name, p in network.projections.items()
     }
     eager = replace(network, populations=populations, projections=projections)

@@ -68,11 +68,6 @@ def test_shift_floors_and_exact_shift_knows(xs, exponent):
     assert fp.exact_shift(xs, exponent) == exact
 
 
-@given(st.lists(st.integers(-1024, 1024)), st.sampled_from([1, 2, 4, 8, 16, 256]))
-def test_truncate_floors_to_the_grid(xs, step):
-    assert fp.truncate(xs, step).tolist() == [x // step * step for x in xs]
-
-
 @given(st.integers(-(2**53), 2**53).map(lambda n: n / 8))
 def test_round_nearest_is_python_s_round(x):
     assert int(fp.round_nearest(x)) == round(x)

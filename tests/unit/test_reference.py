@@ -14,6 +14,7 @@ from nmtool.chip import SynapseFormat
 from nmtool.compiler import compile_program
 from nmtool.errors import BoardTimeout, ConfigError, FitError
 from nmtool.network import Input
+from nmtool.operations import Dense
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, QuantizedProjection
 from nmtool.spikes import SpikeTrain
 
@@ -61,8 +62,8 @@ def chain(delay=0, axonal=0, **registers):
         {"input": Input((1,))},
         {"a": replace(population, axonal_delay=axonal), "b": population},
         {
-            "in": QuantizedProjection("input", "a", weight, format, delay),
-            "ab": QuantizedProjection("a", "b", weight, format, delay),
+            "in": QuantizedProjection.dense("input", "a", weight, format, delay),
+            "ab": QuantizedProjection.dense("a", "b", weight, format, delay),
         },
         ("b",),
     )
@@ -98,7 +99,7 @@ def test_a_current_that_overflows_wraps_and_is_counted():
     format = SynapseFormat(8, 7, "mixed")
     network = chain(decay_u=0)
     projection = replace(
-        network.projections["in"], weight_mantissa=np.full((1, 1), 254), format=format
+        network.projections["in"], operations=(Dense(np.full((1, 1), 254)),), format=format
     )
     network = replace(network, projections={**network.projections, "in": projection})
     program = compile_program(network, nets.CHIP, n_steps=10)

@@ -18,7 +18,7 @@ def rasters(draw, axes=(2, 3)):
 
 def entry(*places, shape=(2, 3, 4), payload=None, **rest):
     sample, step, neuron = np.array(places, dtype=np.int64).reshape(-1, 3).T
-    return SpikeTrain(sample, step, neuron, *shape, payload=payload, **rest)
+    return SpikeTrain.from_events(sample, step, neuron, *shape, payload=payload, **rest)
 
 
 @given(rasters(), st.sampled_from([bool, np.int8, np.uint16, np.float64]))
@@ -71,12 +71,12 @@ def test_wrong_spikes_are_refused(places, message):
 
 def test_arrays_of_different_length_are_refused():
     zero, two = np.zeros(1, dtype=np.int64), np.array([0, 1])
-    with pytest.raises(ConfigError, match=r"SpikeTrain\.neuron: found shape"):
-        SpikeTrain(two, two, zero, 2, 2, 2)
+    with pytest.raises(ConfigError, match=r"SpikeTrain\.sample: found shape"):
+        SpikeTrain.from_events(two, two, zero, 2, 2, 2)
     with pytest.raises(ConfigError, match=r"SpikeTrain\.payload: found shape"):
-        SpikeTrain(two, two, two, 2, 2, 2, payload=zero)
+        SpikeTrain.from_events(two, two, two, 2, 2, 2, payload=zero)
     with pytest.raises(ConfigError, match="2 samples without a sample axis"):
-        SpikeTrain(two, two, two, 2, 2, 2, batched=False)
+        SpikeTrain.from_events(two, two, two, 2, 2, 2, batched=False)
 
 
 @pytest.mark.parametrize(
