@@ -1,7 +1,7 @@
 """nmtool: from a spiking network in PyTorch to the integers that run on a neuromorphic chip.
 
-The stages in Python: ``load``, ``save``, ``quantize``, ``compile``, ``open``. Names are imported
-when they are first used, so that ``import nmtool`` costs nothing.
+The stages in Python: ``load``, ``save``, ``quantize``, ``compile``, ``open``, ``export``. Names are
+imported when they are first used, so that ``import nmtool`` costs nothing.
 """
 
 from __future__ import annotations
@@ -10,27 +10,49 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nmtool.api import compile, load, open, quantize, save
+    from nmtool.api import compile, export, load, open, quantize, save
     from nmtool.backends.base import Recording, Session
     from nmtool.compiler.program import Program
     from nmtool.errors import NmtoolError
-    from nmtool.network import CubaLif, Input, Network, Population, Projection
+    from nmtool.network import (
+        CubaLif,
+        Delta,
+        Input,
+        Network,
+        PeriodicReset,
+        Population,
+        Projection,
+        Sigma,
+        SigmaDelta,
+    )
+    from nmtool.operations import Conv, Dense, Flatten, Scale, Sparse, SumPool
     from nmtool.quantization import QuantizedNetwork
     from nmtool.spikes import SpikeTrain
 
 __all__ = [
+    "Conv",
     "CubaLif",
+    "Delta",
+    "Dense",
+    "Flatten",
     "Input",
     "Network",
     "NmtoolError",
+    "PeriodicReset",
     "Population",
     "Program",
     "Projection",
     "QuantizedNetwork",
     "Recording",
+    "Scale",
     "Session",
+    "Sigma",
+    "SigmaDelta",
+    "Sparse",
     "SpikeTrain",
+    "SumPool",
     "compile",
+    "export",
     "load",
     "open",
     "quantize",
@@ -38,11 +60,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("compile", "load", "open", "quantize", "save"),
+    "api": ("compile", "export", "load", "open", "quantize", "save"),
     "backends.base": ("Recording", "Session"),
     "compiler.program": ("Program",),
     "errors": ("NmtoolError",),
-    "network": ("CubaLif", "Input", "Network", "Population", "Projection"),
+    "network": (
+        "CubaLif",
+        "Delta",
+        "Input",
+        "Network",
+        "PeriodicReset",
+        "Population",
+        "Projection",
+        "Sigma",
+        "SigmaDelta",
+    ),
+    "operations": ("Conv", "Dense", "Flatten", "Scale", "Sparse", "SumPool"),
     "quantization": ("QuantizedNetwork",),
     "spikes": ("SpikeTrain",),
 }

@@ -184,22 +184,42 @@ class Conv:
 
 @dataclass(frozen=True, eq=False)
 class SumPool:
-    """The sum over windows of every channel; no weights (NIR's SumPool2d)."""
+    """The sum over windows of every channel; no weights (NIR's SumPool2d).
+
+    With ``overhang`` windows that reach beyond the end count too.
+    """
 
     kernel: Pair
     stride: Pair
     padding: Pair = (0, 0)
+    overhang: bool = False
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape (x, y, channels)."""
         _three_axes("sum pooling", shape)
-        window = _window_shape("sum pooling", shape, self.kernel, self.stride, self.padding)
+        window = _window_shape("sum pooling", self._grown(shape), self.kernel, *self._steps)
         return (*window, shape[2])
+
+    @property
+    def _steps(self) -> tuple[Pair, Pair]:
+        return self.stride, self.padding
+
+    def _grown(self, shape: Shape) -> Shape:
+        """The shape with the rows and columns beyond the end that windows hang over."""
+        if not self.overhang:
+            return shape
+        x, y = (
+            shape[a] + -(shape[a] + 2 * self.padding[a] - self.kernel[a]) % self.stride[a]
+            for a in (0, 1)
+        )
+        return (x, y, shape[2])
 
     def apply(self, x: Array, shape: Shape) -> Array:
         """The sums of x, shape (samples, source)."""
-        out = self.output_shape(shape)
-        padded = _padded(x.reshape(-1, *shape), self.padding)
+        out, grown = self.output_shape(shape), self._grown(shape)
+        beyond = [(0, grown[a] - shape[a]) for a in range(3)]
+        image = np.pad(x.reshape(-1, *shape), ((0, 0), *beyond))
+        padded = _padded(image, self.padding)
         windows = [
             _strided(padded, offset, self.stride, out) for offset in np.ndindex(*self.kernel)
         ]
@@ -210,7 +230,7 @@ class SumPool:
         out = self.output_shape(shape)
         parts = []
         for offset in np.ndindex(*self.kernel):
-            source, place = window_pairs(shape, out, offset, self.stride, self.padding)
+            source, place = window_pairs(shape, out, offset, *self._steps)
             c = np.arange(shape[2])
             ends = ((axis[:, None] * shape[2] + c).ravel() for axis in (source, place))
             parts.append((*ends, np.zeros(source.size * c.size, dtype=np.int64)))

@@ -664,7 +664,7 @@ def _projection(
     real = np.asarray(weighted(operations).weight, dtype=np.float64)
     format = choose_format(name, real, bits, chip)
     mantissa = quantize_weights(real, format)
-    errors.append(_weight_error(f"{name}.weight", operations, shape, mantissa, format))
+    errors.append(weight_error(f"{name}.weight", operations, shape, mantissa, format))
     operations = with_weight(operations, mantissa)
     return QuantizedProjection(
         projection.source, projection.target, operations, format, projection.delay
@@ -682,9 +682,10 @@ def _one_weight(operations: Chain, shape: Shape) -> Chain:
     return operations if found == 1 else (fold(operations, shape),)
 
 
-def _weight_error(
+def weight_error(
     name: str, operations: Chain, shape: Shape, mantissa: IntArray, format: SynapseFormat
 ) -> ParameterError:
+    """What became of the weights of a chain: wanted and got, and the error they took."""
     real = np.asarray(weighted(operations).weight, dtype=np.float64)
     difference = dequantize_weights(mantissa, format) - real
     unit = 2.0**format.exponent / WEIGHT_SCALE

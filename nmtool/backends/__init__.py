@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
-from nmtool.backends.base import Backend, Probe, Progress, Recording, Session, resolve_probe
+from collections.abc import Mapping
+
+from nmtool.backends import reference
+from nmtool.backends.base import (
+    Backend,
+    Probe,
+    Progress,
+    Recording,
+    Session,
+    refuse_unsupported,
+    resolve_probe,
+)
+from nmtool.backends.faults import FAULT_LIMITS
+from nmtool.backends.lava import sim
 from nmtool.backends.reference import ReferenceBackend
-from nmtool.chip import HardwareConfig
+from nmtool.chip import BackendName, HardwareConfig
 from nmtool.compiler import Program
+from nmtool.compiler.features import Feature
 from nmtool.errors import ArtifactError, DependencyError, UnsupportedError
 
 __all__ = [
+    "LIMITS",
     "Backend",
     "Probe",
     "Progress",
     "Recording",
     "Session",
+    "check_runnable",
     "get_backend",
+    "limits_of",
     "open_session",
     "resolve_probe",
 ]
+
+
+LIMITS: Mapping[BackendName, Mapping[Feature, str]] = {
+    "reference": reference.LIMITS,
+    "lava-sim": sim.LIMITS,
+}
+"""For each backend what of a network it cannot run, with the reason."""
+
+
+def limits_of(hardware: HardwareConfig) -> Mapping[Feature, str]:
+    """What of a network a target cannot run, with the reason."""
+    limits = LIMITS.get(hardware.backend, {})
+    return {**limits, **FAULT_LIMITS} if hardware.faults else limits
 
 
 def get_backend(hardware: HardwareConfig) -> Backend:
@@ -36,15 +66,27 @@ def get_backend(hardware: HardwareConfig) -> Backend:
         )
     if hardware.backend == "lava-sim":
         from nmtool.backends.lava.compat import lava_missing
-        from nmtool.backends.lava.sim import LavaSimBackend
 
         if reason := lava_missing():
             raise DependencyError(reason)
-        return LavaSimBackend(hardware.timeouts.load, hardware.timeouts.run)
+        return sim.LavaSimBackend(hardware.timeouts.load, hardware.timeouts.run)
     raise UnsupportedError(
         f"target {hardware.name}: found the backend {hardware.backend}, which this version does "
         "not have yet; allowed reference, lava-sim"
     )
+
+
+def check_runnable(program: Program, hardware: HardwareConfig) -> None:
+    """Check everything that can be known before a program is run on a target.
+
+    Raises:
+        ArtifactError: it was compiled for something else.
+        DependencyError: the backend needs a package that is not installed.
+        UnsupportedError: the program holds something that the backend cannot do.
+    """
+    check_target(program, hardware)
+    backend = get_backend(hardware)
+    refuse_unsupported(backend.name, backend.limits, program)
 
 
 def open_session(program: Program, hardware: HardwareConfig) -> Session:

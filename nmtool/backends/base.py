@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmtool.compiler import Program
+from nmtool.compiler.features import Feature, features
 from nmtool.errors import ConfigError, UnsupportedError
 from nmtool.fixedpoint import BIAS_MANTISSA, IntArray
 from nmtool.quantization import QuantizedNetwork
@@ -121,8 +122,9 @@ class Backend(Protocol):
         """What it is called."""
         ...
 
-    def unsupported(self, program: Program) -> list[str]:
-        """What of the program the backend cannot do, each with its reason; empty: everything."""
+    @property
+    def limits(self) -> Mapping[Feature, str]:
+        """What of a network the backend cannot do, each with the reason."""
         ...
 
     def open(self, program: Program) -> Session:
@@ -134,14 +136,19 @@ class Backend(Protocol):
         ...
 
 
-def refuse_unsupported(backend: Backend, program: Program) -> None:
-    """Raise the reasons why a backend cannot run a program.
+def refuse_unsupported(name: str, limits: Mapping[Feature, str], program: Program) -> None:
+    """Raise the reasons why a backend of that name and with these limits cannot run a program.
 
     Raises:
         UnsupportedError: one line a reason.
     """
-    if reasons := backend.unsupported(program):
-        raise UnsupportedError("\n".join(f"{backend.name}: {reason}" for reason in reasons))
+    reasons = [
+        f"{name}: {', '.join(users)}: found {feature}, which it cannot run: {limits[feature]}"
+        for feature, users in features(program).items()
+        if feature in limits
+    ]
+    if reasons:
+        raise UnsupportedError("\n".join(reasons))
 
 
 STATES: Mapping[str, tuple[Quantity, ...]] = {

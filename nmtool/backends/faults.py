@@ -10,9 +10,15 @@ import numpy as np
 
 from nmtool.chip import Faults, SynapseFormat
 from nmtool.compiler import Program
+from nmtool.compiler.features import Feature
 from nmtool.fixedpoint import BoolArray, IntArray
 
 LISTED_WEIGHTS = 1000
+FAULT_LIMITS: Mapping[Feature, str] = dict.fromkeys(
+    ("delta", "sigma delta", "sigma", "graded input", "bias input"),
+    "the fault model knows spikes, not graded messages or registers",
+)
+"""What no simulator runs with faults."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,9 +25,10 @@ from nmtool.backends.base import (
     resolve_probe,
     unbatch,
 )
-from nmtool.backends.faults import Defects, draw
+from nmtool.backends.faults import FAULT_LIMITS, Defects, draw
 from nmtool.chip import Faults
 from nmtool.compiler import Program
+from nmtool.compiler.features import Feature
 from nmtool.errors import BoardTimeout, ConfigError
 from nmtool.fixedpoint import CURRENT_DECAY_OFFSET as OFFSET
 from nmtool.fixedpoint import (
@@ -46,6 +47,9 @@ from nmtool.operations import Array, Chain, apply_chain, with_weight
 from nmtool.quantization import QuantizedPopulation, QuantizedProjection
 from nmtool.spikes import SpikeTrain
 
+LIMITS: Mapping[Feature, str] = {}
+"""It runs everything that a Program can hold."""
+
 
 @dataclass(frozen=True)
 class ReferenceBackend:
@@ -55,13 +59,14 @@ class ReferenceBackend:
     timeout: float | None = None
     name: str = "reference"
 
-    def unsupported(self, program: Program) -> list[str]:
-        """Everything that a Program can hold is supported."""
-        return []
+    @property
+    def limits(self) -> Mapping[Feature, str]:
+        """What it cannot run: with faults, graded messages."""
+        return FAULT_LIMITS if self.faults else LIMITS
 
     def open(self, program: Program) -> ReferenceSession:
         """Load a program, with the defects that the seed of the faults gives it."""
-        refuse_unsupported(self, program)
+        refuse_unsupported(self.name, self.limits, program)
         defects = draw(program, self.faults) if self.faults else None
         return ReferenceSession(program, defects, self.timeout)
 

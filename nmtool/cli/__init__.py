@@ -13,6 +13,8 @@ VERBS = {
     "deploy": "deploy",
     "finetune": "finetune",
     "compare": "compare",
+    "import": "import_",
+    "export": "export",
     "config": "config",
 }
 

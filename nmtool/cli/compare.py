@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from nmtool import formats
-from nmtool.backends import Recording, check_target, get_backend
-from nmtool.backends.base import refuse_unsupported
+from nmtool.backends import Recording, check_runnable
 from nmtool.chip import HardwareConfig, load_hardware
 from nmtool.cli.common import FILE, Options, emit, progress, table, verb, warn
 from nmtool.cli.deploy import run, thresholds
@@ -92,8 +91,7 @@ class _Source:
             formats.load_as(operand, Recording)
         else:
             program, hardware = self._target(operand)
-            check_target(program, hardware)
-            refuse_unsupported(get_backend(hardware), program)
+            check_runnable(program, hardware)
             self._given(program)
 
     def _target(self, operand: str) -> tuple[Program, HardwareConfig]:

@@ -3,43 +3,64 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from nmtool import formats
-from nmtool.backends import get_backend
+from nmtool.backends import LIMITS, limits_of
 from nmtool.backends.base import refuse_unsupported
 from nmtool.chip import ChipSpec, HardwareConfig, is_chip, load_chip, load_hardware, shipped
 from nmtool.cli.common import FILE, Options, emit, table, verb, warn
 from nmtool.cli.runs import load_network
 from nmtool.compiler import Program, compile_program
+from nmtool.compiler.features import FEATURES, Feature, features
 from nmtool.errors import ConfigError, UsageError
 from nmtool.formats.container import refuse_overwrite
+from nmtool.formats.netx import notes
 from nmtool.provenance import provenance, sha256
 
 
 @click.command("compile")
-@click.argument("source", type=FILE)
-@click.option("--hw", required=True, help="Target, or chip, by name or YAML file.")
+@click.argument("source", type=FILE, required=False)
+@click.option("--hw", help="Target, or chip, by name or YAML file.")
 @click.option("-o", "--output", type=FILE, help="Program file [default: beside SOURCE].")
 @click.option(
     "--steps",
     type=click.IntRange(1, 1_000_000),
     help="Steps of a sample [default: those of the encoding].",
 )
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Show which layers, neurons and inputs each backend runs, and which SOURCE has.",
+)
 @verb
-def command(source: str, hw: str, output: str | None, steps: int | None, options: Options) -> None:
-    """Quantise, check and compile a run folder or network file SOURCE for a target.
+def command(
+    source: str | None,
+    hw: str | None,
+    output: str | None,
+    steps: int | None,
+    explain: bool,
+    options: Options,
+) -> None:
+    """Quantise, check and compile SOURCE (run folder, network or netx file) for a target.
 
     Prints what became of every parameter.
     """
+    if source is None or hw is None:
+        if not explain or source is not None or hw is not None:
+            missing = "--hw" if source is not None else "SOURCE"
+            raise UsageError(f"compile: found no {missing}, allowed without both for --explain")
+        emit(options, "explain", {"features": support({})}, _explained({}))
+        return
     hardware, chip = _target(hw, options)
     path = Path(source)
     network_file = path / "network.h5" if path.is_dir() else path
     target_file = Path(output) if output else network_file.parent / "program.h5"
-    network = load_network(path)
+    network = load_network(path, chip)
     refuse_overwrite(target_file, options.force or options.dry_run)
     bits = hardware.weight_bits if hardware else None
     program = compile_program(
@@ -49,8 +70,14 @@ def command(source: str, hw: str, output: str | None, steps: int | None, options
         steps,
         provenance(network_sha256=sha256(network_file), target=hardware.name if hardware else hw),
     )
-    if hardware and hardware.backend != "lava-sim":
-        refuse_unsupported(get_backend(hardware), program)
+    used = features(program)
+    if explain:
+        emit(options, "explain", {"features": support(used)}, _explained(used))
+        return
+    if hardware:
+        refuse_unsupported(hardware.backend, limits_of(hardware), program)
+    for line in (*notes(program.network), *program.simulators_only):
+        warn(line)
     for bound in program.bounds:
         if not bound.safe:
             warn(
@@ -66,9 +93,41 @@ def command(source: str, hw: str, output: str | None, steps: int | None, options
         "latency": program.latency,
         "reset": asdict(program.reset),
         "parameters": [asdict(error) for error in program.network.errors],
+        "simulators_only": list(program.simulators_only),
+        "notes": notes(program.network),
         "bounds": [{**asdict(b), "safe": b.safe} for b in program.bounds],
     }
     emit(options, "compile", document, _text(program, target_file, options))
+
+
+def support(used: Mapping[Feature, list[str]]) -> list[dict[str, object]]:
+    """For every kind of layer, neuron and input: which backend runs it, and who uses it."""
+    return [
+        {
+            "feature": feature,
+            "used_by": used.get(feature, []),
+            **{name: limits.get(feature) or True for name, limits in LIMITS.items()},
+        }
+        for feature in FEATURES
+    ]
+
+
+def _explained(used: Mapping[Feature, list[str]]) -> str:
+    rows = [
+        (
+            feature,
+            *("no" if feature in limits else "yes" for limits in LIMITS.values()),
+            ", ".join(used.get(feature, [])),
+        )
+        for feature in FEATURES
+    ]
+    reasons = [
+        f"{name}, {feature}: {reason}"
+        for name, limits in LIMITS.items()
+        for feature, reason in limits.items()
+    ]
+    header = ("layer, neuron or input", *LIMITS, "in this network" if used else "")
+    return "\n".join((table(header, rows), "", *reasons))
 
 
 def _target(name: str, options: Options) -> tuple[HardwareConfig | None, ChipSpec]:

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from nmtool import formats
-from nmtool.backends import Recording, check_target, get_backend, open_session, resolve_probe
-from nmtool.backends.base import Probe, refuse_unsupported
+from nmtool.backends import Recording, check_runnable, open_session, resolve_probe
+from nmtool.backends.base import Probe
 from nmtool.chip import HardwareConfig, load_hardware
 from nmtool.cli.common import FILE, Options, emit, note, progress, table, verb, warn
 from nmtool.cli.runs import Given, gather_input, input_options
@@ -48,8 +48,7 @@ def command(
     if output:
         refuse_overwrite(Path(output), options.force or options.dry_run)
     if options.dry_run:
-        check_target(loaded, hardware)
-        refuse_unsupported(get_backend(hardware), loaded)
+        check_runnable(loaded, hardware)
         emit(options, "deploy", {"dry_run": True}, f"{program} can run on {hardware.name}")
         return
     recording = run(loaded, hardware, given, probe, options)

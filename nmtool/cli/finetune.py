@@ -10,8 +10,7 @@ import click
 import numpy as np
 
 from nmtool import formats
-from nmtool.backends import check_target, get_backend
-from nmtool.backends.base import refuse_unsupported
+from nmtool.backends import check_runnable
 from nmtool.chip import HardwareConfig, load_chip, load_hardware
 from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb
 from nmtool.cli.runs import Run
@@ -58,8 +57,7 @@ def command(
     target = Path(output) if output else folder.folder / "finetune" / hardware.name
     network: Network = formats.load_as(folder.network, Network)
     start = _program(program, network, folder, hardware)
-    check_target(start, hardware)
-    refuse_unsupported(get_backend(hardware), start)
+    check_runnable(start, hardware)
     if target.exists() and any(target.iterdir()) and not (options.force or resume):
         raise UsageError(f"{target}: exists already; use --resume to continue it, or --force")
     if options.dry_run:

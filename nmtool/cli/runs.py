@@ -10,11 +10,13 @@ import click
 import numpy as np
 
 from nmtool import formats
+from nmtool.chip import ChipSpec
 from nmtool.cli.common import FILE, read_array
 from nmtool.config import Experiment, experiment_from_json
 from nmtool.data import encode, load_split
 from nmtool.errors import ArtifactError, ConfigError, UsageError
 from nmtool.fixedpoint import IntArray
+from nmtool.formats.netx import is_netx, load_netx
 from nmtool.network import Network
 from nmtool.quantization import QuantizedNetwork
 from nmtool.spikes import SpikeTrain
@@ -66,14 +68,16 @@ class Run:
         return experiment_from_json(text, str(self.experiment))
 
 
-def load_network(path: Path) -> Network | QuantizedNetwork:
-    """The network of a run folder or a file.
+def load_network(path: Path, chip: ChipSpec | None = None) -> Network | QuantizedNetwork:
+    """The network of a run folder or a file; a netx file is read for ``chip``.
 
     Raises:
         ArtifactError: missing, damaged, or no network.
     """
     if path.is_dir():
         path = Run(path).network
+    if chip is not None and is_netx(path):
+        return load_netx(path, chip)
     artifact = formats.load(path)
     if not isinstance(artifact, Network | QuantizedNetwork):
         raise ArtifactError(f"{path}: found a {type(artifact).__name__}, allowed a network")

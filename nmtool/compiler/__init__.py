@@ -14,7 +14,13 @@ from nmtool.errors import ArtifactError, ConfigError
 from nmtool.fixedpoint import FloatArray
 from nmtool.network import Network
 from nmtool.operations import apply_chain, with_weight
-from nmtool.quantization import QuantizedNetwork, QuantizedProjection, quantize, state_bounds
+from nmtool.quantization import (
+    QuantizedNetwork,
+    QuantizedProjection,
+    dequantize,
+    quantize,
+    state_bounds,
+)
 
 __all__ = ["Program", "ResetSchedule", "compile_program"]
 
@@ -30,7 +36,8 @@ def compile_program(
 ) -> Program:
     """Quantise (a Network), check the chip's ranges, and lay out the run.
 
-    ``n_steps`` is the length of a sample: that of the network's encoding unless given.
+    ``n_steps`` is the length of a sample: that of the network's encoding unless given. A network
+    that is quantised to more than ``weight_bits`` is quantised again.
 
     Raises:
         FitError: a value or a network that the chip cannot hold.
@@ -46,6 +53,8 @@ def compile_program(
                 f"quantized network {quantized.name}: made for {quantized.chip}, not {chip.name}; "
                 "quantise the original network again"
             )
+        if weight_bits and any(p.weight_bits > weight_bits for p in network.projections.values()):
+            quantized = quantize(dequantize(quantized), chip, weight_bits)
     rules.check(quantized, chip)
     if n_steps is not None and n_steps < 1:
         raise ConfigError(f"compile: found {n_steps} steps, allowed 1 or more")

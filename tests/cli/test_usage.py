@@ -11,7 +11,7 @@ from nmtool.cli import VERBS
     ("arguments", "says"),
     [
         (["trian", "x.yaml"], "did you mean train?"),
-        (["frobnicate"], "allowed train, compile, deploy, finetune, compare, config"),
+        (["frobnicate"], "allowed train, compile, deploy, finetune, compare, import, export, config"),
         (["deploy", "p.h5", "--hwx", "reference"], "--hw"),
         (["deploy", "p.h5"], "--hw"),
         (["deploy", "--hw", "reference"], "PROGRAM"),

@@ -36,10 +36,19 @@ from nmtool.backends.lava.job import (
 )
 from nmtool.backends.lava.link import Patience
 from nmtool.compiler import Program
+from nmtool.compiler.features import Feature
 from nmtool.errors import BoardTimeout, DependencyError, UnsupportedError
 from nmtool.fixedpoint import IntArray
 from nmtool.quantization import QuantizedProjection
 from nmtool.spikes import SpikeTrain
+
+LIMITS: Mapping[Feature, str] = {
+    "refractory delay": (
+        "Lava has a refractory neuron in floating point only (lava.proc.lif.models); the emulator "
+        "and the reference run it"
+    ),
+}
+"""What Lava's fixed-point models cannot do."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,10 @@ class LavaSimBackend:
     run_timeout: float = 600.0
     name: str = "lava-sim"
 
-    def unsupported(self, program: Program) -> list[str]:
-        """A Program of CUBA neurons and dense projections is all supported."""
-        return []
+    @property
+    def limits(self) -> Mapping[Feature, str]:
+        """What Lava's fixed-point models cannot do."""
+        return LIMITS
 
     def open(self, program: Program) -> LavaSimSession:
         """Load a program.
@@ -60,7 +70,7 @@ class LavaSimBackend:
         Raises:
             DependencyError: Lava is missing, or of a version that nmtool does not know.
         """
-        refuse_unsupported(self, program)
+        refuse_unsupported(self.name, self.limits, program)
         if reason := lava_missing():
             raise DependencyError(reason)
         return LavaSimSession(program, self)

@@ -1,0 +1,365 @@
+"""A Program laid out as the tables that the compiled kernel runs on.
+
+The layout depends on the structure of the program alone: where a weight lies in the tables is
+worked out once, and new weights are filled in by one gather (:meth:`Layout.fill`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nmtool.backends import kernel
+from nmtool.backends.faults import Defects
+from nmtool.backends.runs import RunTable, run_table
+from nmtool.compiler import Program
+from nmtool.fixedpoint import CURRENT_DECAY_OFFSET, DECAY_ONE, IntArray
+from nmtool.quantization import QuantizedPopulation
+
+Array = npt.NDArray[Any]
+
+MODELS = {
+    "cuba": kernel.CUBA,
+    "delta": kernel.DELTA,
+    "sigma_delta": kernel.SIGMA_DELTA,
+    "sigma": kernel.SIGMA,
+}
+DRIVES = {"graded": kernel.DRIVE_X, "bias": kernel.DRIVE_BIAS}
+SHORT = 4
+"""Runs of fewer synapses than this on average are stored synapse by synapse."""
+
+FULL = 4
+"""A projection with at least one in so many of all synapses may be stored as a full matrix."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The kernel's tables, and where in them the weights of each projection lie.
+
+    ``places[projection]`` is a table of weights and, for each of its elements, the index in the
+    flattened mantissas, or -1 for padding.
+    """
+
+    tables: kernel.Circuit
+    places: Mapping[str, tuple[Array, IntArray]]
+
+    def fill(self, projection: str, weight: IntArray) -> None:
+        """Put the weights of a projection, mantissa times 2^exponent, where they belong."""
+        table, index = self.places[projection]
+        padded = np.append(weight.ravel(), 0)
+        table[:] = padded[index]
+
+
+def build(program: Program, defects: Defects | None = None) -> Layout:
+    """The tables of a program, its weights not yet filled in."""
+    net = program.network
+    populations = list(net.populations.values())
+    lanes = [-(-p.size // kernel.BLOCK) * kernel.BLOCK for p in populations]
+    first = np.concatenate([[0], np.cumsum(lanes, dtype=np.int64)])
+    place = {name: int(first[i]) for i, name in enumerate(net.populations)}
+    node = {name: i for i, name in enumerate((*net.inputs, *net.populations))}
+    names = sorted(net.projections, key=lambda name: node[net.projections[name].source])
+    tables = _Tables(int(first[-1]))
+    rows = [tables.add(name, _runs(program, name), *_ends(program, name, place)) for name in names]
+    threshold, bias, faults = _lanes(program, defects, place, int(first[-1]))
+    sources = np.array([node[net.projections[name].source] for name in names], dtype=np.int64)
+    drives = _drives(program, node)
+    return tables.finish(
+        {
+            "populations": _populations(program, defects, place, drives),
+            "projections": np.array(rows, kernel.PROJECTION),
+            "outgoing": np.searchsorted(sources, np.arange(len(node) + 1)).astype(np.int64),
+            "drives": np.array([row for _, row in drives], kernel.DRIVE),
+            "threshold": threshold,
+            "bias": bias,
+            "faults": faults,
+            "depth": net.delay_max + 2,
+        }
+    )
+
+
+def _runs(program: Program, name: str) -> RunTable:
+    net = program.network
+    projection = net.projections[name]
+    source = projection.source
+    return run_table(
+        projection.operations, net.shapes[source], projection.delay, net.axonal_delay(source)
+    )
+
+
+def _ends(program: Program, name: str, place: Mapping[str, int]) -> tuple[int, int, bool, bool]:
+    """First lane and size of the target, whether messages are graded, whether weights are small."""
+    projection = program.network.projections[name]
+    format = projection.format
+    largest = max(-format.minimum, format.maximum) * 2.0**format.exponent
+    return (
+        place[projection.target],
+        program.network.sizes[projection.target],
+        program.network.graded(projection.source),
+        4 * largest < 1 << 15,
+    )
+
+
+def _drives(program: Program, node: Mapping[str, int]) -> list[tuple[str, tuple[int, ...]]]:
+    """The driven populations and the kernel's rows, sorted by population."""
+    net = program.network
+    order = list(net.populations)
+    rows = [
+        (
+            source.drives,
+            (
+                node[name],
+                DRIVES[source.kind],
+                net.populations[source.drives].bias_exponent,
+                1,
+            ),
+        )
+        for name, source in net.inputs.items()
+        if source.drives is not None
+    ]
+    return sorted(rows, key=lambda row: order.index(row[0]))
+
+
+def _lanes(
+    program: Program, defects: Defects | None, place: Mapping[str, int], lanes: int
+) -> tuple[Array, Array, Array]:
+    """Threshold, bias and faults of every lane."""
+    threshold, bias = aligned(lanes, np.int32), aligned(lanes, np.int32)
+    faults = aligned(lanes, np.uint8)
+    threshold[:] = kernel.NEVER
+    for name, p in program.network.populations.items():
+        own = slice(place[name], place[name] + p.size)
+        threshold[own] = p.effective_threshold
+        bias[own] = p.bias
+        if defects:
+            faults[place[name] + defects.dead[name]] = kernel.DEAD
+            faults[place[name] + defects.stuck[name]] = kernel.STUCK
+    return threshold, bias, faults
+
+
+def _populations(
+    program: Program,
+    defects: Defects | None,
+    place: Mapping[str, int],
+    drives: Sequence[tuple[str, tuple[int, ...]]],
+) -> Array:
+    table = np.zeros(len(place), kernel.POPULATION)
+    driven = [name for name, _ in drives]
+    for row, (name, p) in zip(table, program.network.populations.items(), strict=True):
+        faulty = defects is not None and bool(len(defects.dead[name]) + len(defects.stuck[name]))
+        begin = driven.index(name) if name in driven else 0
+        values = {
+            "first": place[name],
+            "size": p.size,
+            "model": MODELS[p.model],
+            "special": faulty or p.refractory_delay > 1,
+            "drive_begin": begin,
+            "drive_end": begin + driven.count(name),
+            "record": -1,
+            "record_u": -1,
+            "record_v": -1,
+            **_registers(p),
+        }
+        for key, value in values.items():
+            row[key] = value
+    return table
+
+
+def _registers(p: QuantizedPopulation) -> dict[str, int]:
+    interval = p.reset.interval if p.reset else 0
+    return {
+        "keep_u": DECAY_ONE - p.decay_u - CURRENT_DECAY_OFFSET,
+        "keep_v": DECAY_ONE - p.decay_v,
+        "refractory": p.refractory_delay - 1,
+        "reset_interval": interval,
+        "reset_offset": p.reset.offset % interval if p.reset else 0,
+        "relu": p.activation == "relu",
+        "state_exp": p.state_exponent,
+        "shift": p.spike_exponent + p.state_exponent,
+    }
+
+
+@dataclass
+class _Tables:
+    """The growing tables of all projections; weights are indices until the end."""
+
+    lanes: int
+    rows: list[IntArray] = field(default_factory=list)
+    runs: list[IntArray] = field(default_factory=list)
+    weights: list[IntArray] = field(default_factory=list)
+    unit_place: list[IntArray] = field(default_factory=list)
+    unit_weight: list[IntArray] = field(default_factory=list)
+    late: list[IntArray] = field(default_factory=list)
+    owners: list[tuple[str, bool, int, int]] = field(default_factory=list)
+
+    def add(
+        self, name: str, table: RunTable, first: int, size: int, graded: bool, narrow: bool
+    ) -> tuple[int, ...]:
+        """Append a projection; returns its row of ``kernel.PROJECTION``."""
+        delays = late_delays(table, size)
+        late = -1
+        if delays is not None:
+            late = _length(self.late)
+            self.late.append(delays * self.lanes)
+            table = full_matrix(table, size)
+        place = table.delay * self.lanes + first + table.target
+        common = {"graded": graded, "narrow": narrow, "late": late, "first": first, "size": size}
+        if _is_dense(table, size):
+            begin, stride = self._add_weights(name, table)
+            row = {"kind": kernel.DENSE, "weight": begin[0], "stride": stride, "place": place[0]}
+            return _row({**common, **row, "width": size})
+        synapses = int(table.length.sum())
+        if synapses < SHORT * table.length.size:
+            row = {"kind": kernel.UNITS, "row": self._add_units(name, table, place)}
+        else:
+            begin, _ = self._add_weights(name, table)
+            at = _length(self.rows)
+            self.rows.append(table.row + _length(self.runs) // 3)
+            self.runs.append(np.stack([place, begin // kernel.VECTOR, table.length], 1).ravel())
+            row = {"kind": kernel.RUNS, "row": at}
+        return _row({**common, **row})
+
+    def _add_weights(self, name: str, table: RunTable) -> tuple[IntArray, int]:
+        """Weights in whole vectors; returns where each run begins, and the length of the first."""
+        begin, stretches = _shared(table)
+        padded, starts = _pad(table.order, *stretches)
+        at = _length(self.weights)
+        self.weights.append(padded)
+        self.owners.append((name, False, at, padded.size))
+        stride = -(-int(table.length[0]) // kernel.VECTOR) * kernel.VECTOR if begin.size else 0
+        return starts[begin] + at, stride
+
+    def _add_units(self, name: str, table: RunTable, place: IntArray) -> int:
+        at = _length(self.unit_place)
+        self.unit_place.append(ranges(place, table.length))
+        index = table.order[ranges(table.weight, table.length)]
+        self.unit_weight.append(index)
+        self.owners.append((name, True, at, index.size))
+        ends = np.concatenate([[0], np.cumsum(table.length, dtype=np.int64)])
+        row = _length(self.rows)
+        self.rows.append(ends[table.row] + at)
+        return row
+
+    def finish(self, rest: dict[str, Any]) -> Layout:
+        """The finished tables."""
+        tables = kernel.Circuit(
+            rows=_joined(self.rows, np.int64),
+            runs=_joined(self.runs, np.int32),
+            weights=aligned(_length(self.weights), np.int16),
+            unit_place=_joined(self.unit_place, np.int32),
+            unit_weight=aligned(_length(self.unit_weight), np.int16),
+            late=_joined(self.late, np.int32),
+            **rest,
+        )
+        indices = {False: self.weights, True: self.unit_weight}
+        joined = {unit: np.concatenate([*parts, []]) for unit, parts in indices.items()}
+        places = {}
+        for name, unit, begin, count in self.owners:
+            table = tables.unit_weight if unit else tables.weights
+            own = slice(begin, begin + count)
+            places[name] = (table[own], joined[unit][own].astype(np.int64))
+        return Layout(tables, places)
+
+
+def late_delays(table: RunTable, size: int) -> IntArray | None:
+    """The delay of each target neuron, where it has one for all its synapses.
+
+    None where targets do not differ, or the projection is too empty to be stored as a matrix.
+    """
+    sources = table.row.size - 1
+    synapses = int(table.length.sum())
+    if not synapses or FULL * synapses < sources * size or _one(table.delay):
+        return None
+    target, delay = ranges(table.target, table.length), np.repeat(table.delay, table.length)
+    late = np.zeros(size, dtype=np.int64)
+    late[target] = delay
+    source = np.repeat(np.repeat(np.arange(sources), np.diff(table.row)), table.length)
+    once = np.unique(source * size + target).size == synapses
+    return late if once and np.array_equal(late[target], delay) else None
+
+
+def full_matrix(table: RunTable, size: int) -> RunTable:
+    """The table as a full matrix without delays; -1 where there is no synapse."""
+    sources = table.row.size - 1
+    source = np.repeat(np.repeat(np.arange(sources), np.diff(table.row)), table.length)
+    order = np.full(sources * size, -1)
+    place = source * size + ranges(table.target, table.length)
+    order[place] = table.order[ranges(table.weight, table.length)]
+    zero = np.zeros(sources, dtype=np.int64)
+    every = np.arange(sources)
+    return replace(
+        table,
+        row=np.arange(sources + 1),
+        target=zero,
+        weight=every * size,
+        length=np.full(sources, size),
+        delay=zero,
+        order=order,
+    )
+
+
+def _is_dense(table: RunTable, size: int) -> bool:
+    """Whether every source reaches the whole target with one and the same delay."""
+    sources = table.row.size - 1
+    whole = table.length.size == sources and bool(np.all(np.diff(table.row) == 1))
+    return whole and bool(np.all(table.length == size)) and _one(table.delay) and _apart(table)
+
+
+def _apart(table: RunTable) -> bool:
+    """Whether every run has weights of its own, one after the other."""
+    return np.array_equal(table.weight, np.cumsum(table.length) - table.length)
+
+
+def _shared(table: RunTable) -> tuple[IntArray, tuple[IntArray, IntArray]]:
+    """For each run its stretch of weights, and the stretches: runs may share them."""
+    base = int(table.length.max(initial=0)) + 1
+    key, which = np.unique(table.weight * base + table.length, return_inverse=True)
+    return which, (key // base, key % base)
+
+
+def _pad(order: IntArray, begin: IntArray, length: IntArray) -> tuple[IntArray, IntArray]:
+    """Stretches of ``order``, each in whole vectors; returns where each begins, too."""
+    room = -(-length // kernel.VECTOR) * kernel.VECTOR
+    starts = np.cumsum(room) - room
+    padded = np.full(int(room.sum()), -1)
+    padded[ranges(starts, length)] = order[ranges(begin, length)]
+    return padded, starts
+
+
+def ranges(begin: IntArray, length: IntArray) -> IntArray:
+    """begin[0] to begin[0] + length[0] - 1, then begin[1] ..., in one array."""
+    ends = np.cumsum(length, dtype=np.int64)
+    total = int(ends[-1]) if ends.size else 0
+    return np.repeat(begin - (ends - length), length) + np.arange(total)
+
+
+def aligned(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Zeros that begin at a cache line."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape)) * kind.itemsize
+    space = np.zeros(size + 64, np.uint8)
+    begin = -space.ctypes.data % 64
+    return space[begin : begin + size].view(kind).reshape(shape)
+
+
+def _row(values: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(values.get(name, 0)) for name in kernel.PROJECTION.names or ())
+
+
+def _one(values: IntArray) -> bool:
+    return bool(values.size) and bool(np.all(values == values[0]))
+
+
+def _length(parts: Sequence[IntArray]) -> int:
+    return sum(part.size for part in parts)
+
+
+def _joined(parts: Sequence[IntArray], dtype: npt.DTypeLike) -> Array:
+    table = aligned(_length(parts), dtype)
+    if parts:
+        table[:] = np.concatenate(parts)
+    return table

@@ -1,0 +1,476 @@
+"""The emulator: the chip's bits at the speed of the machine, event-driven and compiled.
+
+It gives what the reference gives, bit for bit. Samples are shared out to threads; a run is cut into
+pieces, so that it can be interrupted, timed out and followed, and so that memory grows only with
+what is recorded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nmtool.backends import kernel
+from nmtool.backends.base import (
+    InputBatch,
+    ManagedSession,
+    Probe,
+    Progress,
+    Quantity,
+    Recording,
+    changed_weights,
+    input_batch,
+    refuse_unsupported,
+    resolve_probe,
+    unbatch,
+)
+from nmtool.backends.circuit import Array, Layout, aligned, build
+from nmtool.backends.faults import FAULT_LIMITS, Defects, draw
+from nmtool.chip import Faults
+from nmtool.compiler import Program
+from nmtool.compiler.features import Feature
+from nmtool.errors import BoardTimeout, ConfigError
+from nmtool.fixedpoint import IntArray, shift
+from nmtool.spikes import SpikeTrain
+
+LIMITS: Mapping[Feature, str] = {}
+"""It runs everything that a Program can hold."""
+
+PIECE = 20_000_000
+"""Neuron updates and synaptic operations between two looks at the clock: some milliseconds."""
+
+_STATE_COLUMNS: Mapping[Quantity, str] = {"current": "record_u", "voltage": "record_v"}
+
+WORTH_A_THREAD = 200_000
+"""Neuron updates for which a second thread is worth its start."""
+
+
+@dataclass(frozen=True)
+class EmulatorBackend:
+    """Runs programs in compiled code; with ``faults`` it acts out invented defects.
+
+    ``threads`` share the samples of a run: all cores that the process may use unless given.
+    """
+
+    faults: Faults | None = None
+    timeout: float | None = None
+    threads: int | None = None
+    name: str = "emulator"
+
+    @property
+    def limits(self) -> Mapping[Feature, str]:
+        """What it cannot run: with faults, graded messages."""
+        return FAULT_LIMITS if self.faults else LIMITS
+
+    def open(self, program: Program) -> EmulatorSession:
+        """Load a program, with the defects that the seed of the faults gives it."""
+        refuse_unsupported(self.name, self.limits, program)
+        defects = draw(program, self.faults) if self.faults else None
+        threads = self.threads or len(os.sched_getaffinity(0))
+        return EmulatorSession(program, defects, self.timeout, threads)
+
+
+@dataclass
+class _Stream:
+    """The state of the samples of a stream."""
+
+    n_samples: int
+    state: kernel.State
+    step: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Probes:
+    """What a run records: the populations with their place in the records."""
+
+    names: Mapping[Quantity, tuple[str, ...]]
+    tables: kernel.Circuit
+    sizes: Array
+    graded: Array
+    states: Array
+    begin: Mapping[tuple[str, str], int]
+
+
+@dataclass
+class _Task:
+    """A stretch of samples that one thread runs, with its own scratch and records."""
+
+    control: Array
+    state: kernel.State
+    scratch: kernel.Scratch
+    record: kernel.Record
+    first: int
+    last: int
+
+
+@dataclass
+class _Run:
+    """What the threads of a run share: how far each is, and whether to stop."""
+
+    deadline: float | None
+    total: int
+    done: dict[int, int] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+class EmulatorSession(ManagedSession):
+    """A program in memory, laid out for the compiled kernel."""
+
+    def __init__(
+        self, program: Program, defects: Defects | None, timeout: float | None, threads: int
+    ) -> None:
+        self.program = program
+        self._defects = defects
+        self._timeout = timeout
+        self._threads = threads
+        self._runs = defects.faults.first_run if defects else 0
+        self._layout: Layout = build(program, defects)
+        for name in program.network.projections:
+            self._fill(name)
+        self._stream: _Stream | None = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def run(
+        self,
+        spikes: SpikeTrain | Mapping[str, SpikeTrain],
+        n_steps: int | None = None,
+        probe: str | Probe | None = None,
+        progress: Progress | None = None,
+    ) -> Recording:
+        """Run samples, each from reset, shared out to the threads."""
+        batch = input_batch(self.program, spikes, n_steps)
+        return self._advance(batch, probe, progress, None)
+
+    def stream(
+        self, spikes: SpikeTrain | Mapping[str, SpikeTrain], probe: str | Probe | None = None
+    ) -> Recording:
+        """Run the next steps of one stream of samples; the state is kept between calls.
+
+        Raises:
+            ConfigError: another number of samples than the stream began with.
+        """
+        batch = input_batch(self.program, spikes)
+        if self._stream is None:
+            self._stream = _Stream(batch.n_samples, self._new_state(batch.n_samples))
+        if batch.n_samples != self._stream.n_samples:
+            raise ConfigError(
+                f"stream: found {batch.n_samples} samples, allowed {self._stream.n_samples} as at "
+                "its start; reset() begins another stream"
+            )
+        recording = self._advance(batch, probe, None, self._stream)
+        self._stream.step += batch.n_steps
+        return recording
+
+    def write_weights(self, projection: str, mantissa: IntArray) -> int:
+        """Write weights within the frozen format; returns how many of them changed."""
+        self.program, changed = changed_weights(self.program, projection, mantissa)
+        if changed:
+            self._fill(projection)
+        return changed
+
+    def reset(self) -> None:
+        """Forget the stream."""
+        self._stream = None
+
+    def close(self) -> None:
+        """End the threads."""
+        self._stream = None
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    @property
+    def runs(self) -> int:
+        """Runs so far, by which transient faults are drawn."""
+        return self._runs
+
+    def _fill(self, name: str) -> None:
+        projection = self.program.network.projections[name]
+        mantissa = projection.weight_mantissa
+        if self._defects:
+            mantissa = self._defects.stored(name, mantissa, projection.format)
+        self._layout.fill(name, shift(mantissa, projection.format.exponent))
+
+    def _new_state(self, rows: int) -> kernel.State:
+        tables = self._layout.tables
+        lanes = tables.threshold.size
+        ring = (tables.depth + 1) * lanes
+        awake = aligned((rows, lanes // kernel.BLOCK), np.uint8)
+        awake[:] = 1
+        return kernel.State(
+            aligned((rows, lanes), np.int32),
+            aligned((rows, lanes), np.int32),
+            aligned((rows, lanes), np.int32),
+            aligned((rows, ring + kernel.BLOCK), np.int32),
+            aligned((rows, ring // kernel.BLOCK), np.uint8),
+            awake,
+        )
+
+    def _new_scratch(self) -> kernel.Scratch:
+        tables = self._layout.tables
+        lanes = tables.threshold.size
+        bias = aligned(lanes, np.int32)
+        bias[:] = tables.bias
+        most = max([lanes, *self.program.network.sizes.values()])
+        return kernel.Scratch(
+            bias,
+            aligned(lanes, np.uint8),
+            aligned(4, np.uint64),
+            aligned(lanes, np.int32),
+            aligned(most, np.int32),
+            aligned(most, np.int32),
+        )
+
+    def _advance(
+        self,
+        batch: InputBatch,
+        probe: str | Probe | None,
+        progress: Progress | None,
+        stream: _Stream | None,
+    ) -> Recording:
+        started = time.monotonic()
+        probes = self._probes(resolve_probe(self.program, probe), batch)
+        inputs = _inputs(self.program, batch)
+        tasks = self._tasks(batch, probes, stream)
+        deadline = None if self._timeout is None else started + self._timeout
+        run = _Run(deadline, batch.n_samples * batch.n_steps)
+        self._runs += 1
+        self._execute(tasks, probes.tables, inputs, run, progress)
+        return self._recording(tasks, probes, batch, time.monotonic() - started)
+
+    def _probes(self, names: Mapping[Quantity, tuple[str, ...]], batch: InputBatch) -> _Probes:
+        net = self.program.network
+        rows = {name: index for index, name in enumerate(net.populations)}
+        table = self._layout.tables.populations.copy()
+        spiking = names.get("spikes", ())
+        for index, name in enumerate(spiking):
+            table["record"][rows[name]] = index
+        begin: dict[tuple[str, str], int] = {}
+        total = 0
+        for quantity, column in _STATE_COLUMNS.items():
+            for name in names.get(quantity, ()):
+                table[column][rows[name]] = begin[quantity, name] = total
+                total += batch.n_samples * batch.n_steps * net.sizes[name]
+        return _Probes(
+            names,
+            self._layout.tables._replace(populations=table),
+            np.array([net.sizes[name] for name in spiking], dtype=np.int64),
+            np.array([net.graded(name) for name in spiking], dtype=np.int64),
+            np.empty(total, dtype=np.int32),
+            begin,
+        )
+
+    def _tasks(self, batch: InputBatch, probes: _Probes, stream: _Stream | None) -> list[_Task]:
+        lanes = self._layout.tables.threshold.size
+        work = batch.n_samples * batch.n_steps * lanes
+        count = max(1, min(self._threads, batch.n_samples, 1 + work // WORTH_A_THREAD))
+        edges = [batch.n_samples * i // count for i in range(count + 1)]
+        return [
+            _Task(
+                self._control(batch, first, last, stream),
+                stream.state if stream else self._new_state(1),
+                self._new_scratch(),
+                _new_record(probes, batch, last - first),
+                first,
+                last,
+            )
+            for first, last in itertools.pairwise(edges)
+        ]
+
+    def _control(self, batch: InputBatch, first: int, last: int, stream: _Stream | None) -> Array:
+        control = np.zeros(1, kernel.CONTROL)
+        control["sample"], control["samples"] = first, last
+        control["steps"], control["budget"] = batch.n_steps, PIECE
+        control["fresh"] = stream is None
+        control["start"] = stream.step if stream else 0
+        if self._defects and self._defects.faults.spike_loss:
+            faults = self._defects.faults
+            control["faulty"] = 1
+            control["chance"] = kernel.chance(faults.spike_loss)
+            control["seed"], control["run"] = faults.seed, self._runs
+        return control
+
+    def _execute(
+        self,
+        tasks: list[_Task],
+        tables: kernel.Circuit,
+        inputs: kernel.Inputs,
+        run: _Run,
+        progress: Progress | None,
+    ) -> None:
+        """Run all tasks, the first of them in this thread."""
+        if len(tasks) == 1:
+            self._work(tasks[0], tables, inputs, run, progress)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, "nmtool-emulator")
+        others = [
+            self._pool.submit(self._work, task, tables, inputs, run, None) for task in tasks[1:]
+        ]
+        try:
+            self._work(tasks[0], tables, inputs, run, progress)
+        except BaseException:
+            run.stop.set()
+            raise
+        finally:
+            for other in others:
+                other.exception()  # wait
+        for other in others:
+            other.result()
+
+    def _work(
+        self,
+        task: _Task,
+        tables: kernel.Circuit,
+        inputs: kernel.Inputs,
+        run: _Run,
+        progress: Progress | None,
+    ) -> None:
+        """Run one task piece by piece, until it is done or told to stop."""
+        while not run.stop.is_set():
+            state = kernel.advance(
+                tables, inputs, task.state, task.scratch, task.record, task.control
+            )
+            control = task.control[0]
+            if state == kernel.NO_ROOM:
+                task.record = _grown(task.record)
+            done = (int(control["sample"]) - task.first) * int(control["steps"])
+            run.done[task.first] = done + int(control["step"])
+            if progress:
+                progress(sum(run.done.copy().values()), run.total)
+            if state == kernel.DONE:
+                return
+            if run.deadline is not None and time.monotonic() > run.deadline:
+                raise BoardTimeout(
+                    f"emulator: not done after {self._timeout:g} s, with "
+                    f"{sum(run.done.copy().values())} of {run.total} steps; raise timeouts.run of "
+                    "the target or run fewer samples"
+                )
+
+    def _recording(
+        self, tasks: list[_Task], probes: _Probes, batch: InputBatch, wall: float
+    ) -> Recording:
+        net = self.program.network
+        states: dict[str, dict[str, IntArray]] = {"current": {}, "voltage": {}}
+        for (quantity, name), begin in probes.begin.items():
+            shape = (batch.n_samples, batch.n_steps, net.sizes[name])
+            values = probes.states[begin : begin + int(np.prod(shape))].reshape(shape)
+            array = np.ascontiguousarray(values.transpose(0, 2, 1), dtype=np.int64)
+            states[quantity][name] = unbatch(array, batch.batched)
+        return Recording(
+            {
+                name: _train(tasks, k, batch, net.sizes[name], net.graded(name))
+                for k, name in enumerate(probes.names.get("spikes", ()))
+            },
+            states["current"],
+            states["voltage"],
+            "emulator with faults" if self._defects else "emulator",
+            self.program.fingerprint,
+            batch.n_steps,
+            wall,
+            self._provenance(tasks),
+        )
+
+    def _provenance(self, tasks: list[_Task]) -> dict[str, Any]:
+        def total(counter: str) -> int:
+            return sum(int(task.control[counter][0]) for task in tasks)
+
+        provenance: dict[str, Any] = {
+            "wrapped": total("wraps"),
+            "saturated": total("clips"),
+            "synaptic_operations": total("operations"),
+            "neuron_updates": total("updates"),
+        }
+        if self._defects:
+            provenance["faults"] = {**self._defects.listing(), "run": self._runs - 1}
+        return provenance
+
+
+def _inputs(program: Program, batch: InputBatch) -> kernel.Inputs:
+    """The events of all inputs in one array."""
+    trains = [batch.trains[name] for name in program.network.inputs]
+    columns = batch.n_samples * batch.n_steps + 1
+    offsets = np.zeros((len(trains), columns), dtype=np.int64)
+    begin = 0
+    for row, train in zip(offsets, trains, strict=True):
+        row[:] = train.offset + begin
+        begin += len(train)
+    graded = any(train.payload is not None for train in trains)
+    payloads = [
+        np.ones(len(train), dtype=np.int32) if train.payload is None else train.payload
+        for train in trains
+        if graded
+    ]
+    return kernel.Inputs(
+        offsets,
+        _together([train.neuron for train in trains]),
+        _together(payloads),
+        np.full(len(trains), -1, dtype=np.int64),
+    )
+
+
+def _together(parts: list[Any]) -> Array:
+    if len(parts) == 1:
+        return np.asarray(parts[0])
+    return np.concatenate([np.empty(0, dtype=np.int32), *parts])
+
+
+def _new_record(probes: _Probes, batch: InputBatch, samples: int) -> kernel.Record:
+    """Records with room for a spike at every thirtieth neuron and step; they grow where needed."""
+    sizes = probes.sizes
+    room = np.maximum(sizes, 4096 + samples * batch.n_steps * sizes // 30)
+    columns = batch.n_samples * batch.n_steps + 1
+    total = int(room.sum())
+    return kernel.Record(
+        np.cumsum(room) - room,
+        room,
+        np.zeros(sizes.size, dtype=np.int64),
+        np.zeros((sizes.size, columns), dtype=np.int64),
+        np.empty(total, dtype=np.int32),
+        np.empty(total if probes.graded.any() else 0, dtype=np.int32),
+        sizes,
+        probes.graded,
+        probes.states,
+    )
+
+
+def _grown(record: kernel.Record) -> kernel.Record:
+    """The record with twice the room."""
+    room = record.room * 2
+    begin = np.cumsum(room) - room
+    neuron = np.empty(int(room.sum()), dtype=np.int32)
+    payload = np.empty(neuron.size if record.payload.size else 0, dtype=np.int32)
+    for k, used in enumerate(record.used):
+        old = slice(record.begin[k], record.begin[k] + used)
+        new = slice(begin[k], begin[k] + used)
+        neuron[new] = record.neuron[old]
+        if payload.size:
+            payload[new] = record.payload[old]
+    return record._replace(begin=begin, room=room, neuron=neuron, payload=payload)
+
+
+def _train(tasks: list[_Task], k: int, batch: InputBatch, size: int, graded: bool) -> SpikeTrain:
+    """The events of record k from all tasks, one after the other."""
+    offset = np.zeros(batch.n_samples * batch.n_steps + 1, dtype=np.int64)
+    neurons, payloads, before = [], [], 0
+    for task in tasks:
+        record, used = task.record, int(task.record.used[k])
+        own = slice(task.first * batch.n_steps, task.last * batch.n_steps + 1)
+        offset[own] = record.offsets[k, own] + before
+        events = slice(record.begin[k], record.begin[k] + used)
+        neurons.append(record.neuron[events])
+        if graded:
+            payloads.append(record.payload[events])
+        before += used
+    offset[-1] = before
+    payload = _together(payloads).copy() if graded else None
+    sizes = (batch.n_samples, size, batch.n_steps)
+    return SpikeTrain(offset, _together(neurons).copy(), *sizes, payload, batch.batched)

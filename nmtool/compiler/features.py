@@ -1,0 +1,105 @@
+"""What a network is made of: the kinds of layers, neurons and signals that a backend may lack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+
+from nmtool.compiler.program import Program
+from nmtool.quantization import QuantizedNetwork, QuantizedPopulation
+
+Feature: TypeAlias = Literal[
+    "dense",
+    "sparse",
+    "conv",
+    "sum pooling",
+    "flatten",
+    "scale",
+    "synaptic delay",
+    "synaptic delay per weight",
+    "axonal delay",
+    "recurrent projection",
+    "cuba",
+    "refractory delay",
+    "periodic reset",
+    "delta",
+    "sigma delta",
+    "sigma",
+    "spike input",
+    "graded input",
+    "bias input",
+    "no input",
+    "values beyond the chip's registers",
+]
+
+FEATURES: tuple[Feature, ...] = get_args(Feature)
+"""Every kind, in the order in which they are listed."""
+
+_OPERATIONS: dict[str, Feature] = {
+    "Dense": "dense",
+    "Sparse": "sparse",
+    "Conv": "conv",
+    "SumPool": "sum pooling",
+    "Flatten": "flatten",
+    "Scale": "scale",
+}
+_MODELS: dict[str, Feature] = {
+    "cuba": "cuba",
+    "delta": "delta",
+    "sigma_delta": "sigma delta",
+    "sigma": "sigma",
+}
+_INPUTS: dict[str, Feature] = {
+    "spikes": "spike input",
+    "graded": "graded input",
+    "bias": "bias input",
+}
+
+
+def features(program: Program) -> dict[Feature, list[str]]:
+    """What a program is made of: every kind it uses, with the names of those that use it."""
+    found: dict[Feature, list[str]] = {}
+    for feature, name in _uses(program):
+        names = found.setdefault(feature, [])
+        if name not in names:
+            names.append(name)
+    return {feature: found[feature] for feature in FEATURES if feature in found}
+
+
+def _uses(program: Program) -> Iterator[tuple[Feature, str]]:
+    net = program.network
+    for name, source in net.inputs.items():
+        yield _INPUTS[source.kind], f"input {name}"
+    if not net.inputs:
+        yield "no input", "network"
+    for name, population in net.populations.items():
+        for feature in _of_population(population):
+            yield feature, f"population {name}"
+    for line in program.simulators_only:
+        yield "values beyond the chip's registers", f"population {line.split('.')[0]}"
+    yield from _of_projections(net, {name: i for i, name in enumerate(program.order)})
+
+
+def _of_population(population: QuantizedPopulation) -> Iterator[Feature]:
+    yield _MODELS[population.model]
+    if population.refractory_delay > 1:
+        yield "refractory delay"
+    if population.reset is not None:
+        yield "periodic reset"
+    if np.any(population.axonal_delay):
+        yield "axonal delay"
+
+
+def _of_projections(net: QuantizedNetwork, place: dict[str, int]) -> Iterator[tuple[Feature, str]]:
+    for name, projection in net.projections.items():
+        where = f"projection {name}"
+        for operation in projection.operations:
+            yield _OPERATIONS[type(operation).__name__], where
+        if np.ndim(projection.delay):
+            yield "synaptic delay per weight", where
+        elif projection.delay_max:
+            yield "synaptic delay", where
+        if place.get(projection.source, -1) >= place[projection.target]:
+            yield "recurrent projection", where
