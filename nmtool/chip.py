@@ -174,7 +174,10 @@ class Timeouts(Strict):
 
 
 class HardwareConfig(Strict):
-    """One target: the chip, the backend that stands for it, faults, probes and timeouts."""
+    """One target: the chip, the backend that stands for it, faults, probes and timeouts.
+
+    ``current_overflow: lava`` has lava-sim fold u once, as Lava does, not modulo 2^24 as the chip.
+    """
 
     schema_: Literal["nmtool.hardware/v1"] = Field(alias="schema")
     name: str
@@ -182,6 +185,7 @@ class HardwareConfig(Strict):
     backend: BackendName
     weight_bits: Literal[1, 2, 3, 4, 5, 6, 8] | None = None
     faults: Faults | None = None
+    current_overflow: Literal["chip", "lava"] = "chip"
     probes: Probes = Probes()
     timeouts: Timeouts = Timeouts()
 
@@ -190,7 +194,11 @@ class HardwareConfig(Strict):
         if self.faults is not None and self.backend not in ("reference", "emulator"):
             raise ValueError(
                 f"no faults with the backend {self.backend}, only with a simulator "
-                "that acts them out: reference"
+                "that acts them out: emulator, reference"
+            )
+        if self.current_overflow == "lava" and self.backend != "lava-sim":
+            raise ValueError(
+                f"no current_overflow: lava with the backend {self.backend}, only with lava-sim"
             )
         return self
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from nmtool.backends import reference
 from nmtool.backends.base import (
     Backend,
     Probe,
@@ -14,12 +11,9 @@ from nmtool.backends.base import (
     refuse_unsupported,
     resolve_probe,
 )
-from nmtool.backends.faults import FAULT_LIMITS
-from nmtool.backends.lava import sim
-from nmtool.backends.reference import ReferenceBackend
-from nmtool.chip import BackendName, HardwareConfig
+from nmtool.backends.limits import LIMITS, limits_of
+from nmtool.chip import HardwareConfig
 from nmtool.compiler import Program
-from nmtool.compiler.features import Feature
 from nmtool.errors import ArtifactError, DependencyError, UnsupportedError
 
 __all__ = [
@@ -37,19 +31,6 @@ __all__ = [
 ]
 
 
-LIMITS: Mapping[BackendName, Mapping[Feature, str]] = {
-    "reference": reference.LIMITS,
-    "lava-sim": sim.LIMITS,
-}
-"""For each backend what of a network it cannot run, with the reason."""
-
-
-def limits_of(hardware: HardwareConfig) -> Mapping[Feature, str]:
-    """What of a network a target cannot run, with the reason."""
-    limits = LIMITS.get(hardware.backend, {})
-    return {**limits, **FAULT_LIMITS} if hardware.faults else limits
-
-
 def get_backend(hardware: HardwareConfig) -> Backend:
     """The backend that a target names.
 
@@ -57,22 +38,31 @@ def get_backend(hardware: HardwareConfig) -> Backend:
         UnsupportedError: faults on a backend that cannot act them out, or no such backend yet.
         DependencyError: the backend needs a package that is not installed.
     """
+    if hardware.backend == "emulator":
+        from nmtool.backends.emulator import EmulatorBackend
+
+        return EmulatorBackend(hardware.faults, hardware.timeouts.run)
     if hardware.backend == "reference":
+        from nmtool.backends.reference import ReferenceBackend
+
         return ReferenceBackend(hardware.faults, hardware.timeouts.run)
     if hardware.faults is not None:
         raise UnsupportedError(
             f"target {hardware.name}: found faults with the backend {hardware.backend}, "
-            "allowed with the backend reference"
+            "allowed with the backends emulator and reference"
         )
     if hardware.backend == "lava-sim":
         from nmtool.backends.lava.compat import lava_missing
+        from nmtool.backends.lava.sim import LavaSimBackend
 
         if reason := lava_missing():
             raise DependencyError(reason)
-        return sim.LavaSimBackend(hardware.timeouts.load, hardware.timeouts.run)
+        return LavaSimBackend(
+            hardware.timeouts.load, hardware.timeouts.run, hardware.current_overflow
+        )
     raise UnsupportedError(
         f"target {hardware.name}: found the backend {hardware.backend}, which this version does "
-        "not have yet; allowed reference, lava-sim"
+        "not have yet; allowed emulator, reference, lava-sim"
     )
 
 

@@ -33,16 +33,14 @@ from nmtool.backends.base import (
     unbatch,
 )
 from nmtool.backends.circuit import Array, Layout, aligned, build
-from nmtool.backends.faults import FAULT_LIMITS, Defects, draw
+from nmtool.backends.faults import Defects, draw
+from nmtool.backends.limits import FAULT_LIMITS, LIMITS
 from nmtool.chip import Faults
 from nmtool.compiler import Program
 from nmtool.compiler.features import Feature
 from nmtool.errors import BoardTimeout, ConfigError
 from nmtool.fixedpoint import IntArray, shift
 from nmtool.spikes import SpikeTrain
-
-LIMITS: Mapping[Feature, str] = {}
-"""It runs everything that a Program can hold."""
 
 PIECE = 20_000_000
 """Neuron updates and synaptic operations between two looks at the clock: some milliseconds."""
@@ -68,7 +66,7 @@ class EmulatorBackend:
     @property
     def limits(self) -> Mapping[Feature, str]:
         """What it cannot run: with faults, graded messages."""
-        return FAULT_LIMITS if self.faults else LIMITS
+        return FAULT_LIMITS if self.faults else LIMITS["emulator"]
 
     def open(self, program: Program) -> EmulatorSession:
         """Load a program, with the defects that the seed of the faults gives it."""

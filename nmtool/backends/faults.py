@@ -10,15 +10,9 @@ import numpy as np
 
 from nmtool.chip import Faults, SynapseFormat
 from nmtool.compiler import Program
-from nmtool.compiler.features import Feature
 from nmtool.fixedpoint import BoolArray, IntArray
 
 LISTED_WEIGHTS = 1000
-FAULT_LIMITS: Mapping[Feature, str] = dict.fromkeys(
-    ("delta", "sigma delta", "sigma", "graded input", "bias input"),
-    "the fault model knows spikes, not graded messages or registers",
-)
-"""What no simulator runs with faults."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +34,23 @@ class Defects:
         spikes[:, self.stuck[population]] = True
         return spikes
 
-    def deliver(self, spikes: BoolArray, rng: np.random.Generator) -> BoolArray:
-        """The spikes (samples, neurons) that are not lost on their way."""
+    def deliver(self, spikes: BoolArray, run: int, node: int, step: int) -> BoolArray:
+        """The spikes (samples, neurons) of a node that are not lost on their way.
+
+        Whether one is lost depends on the seed and on where and when it is sent, on nothing else.
+        ``node`` counts inputs, then populations.
+        """
         if not self.faults.spike_loss:
             return spikes
-        return np.asarray(spikes & (rng.random(spikes.shape) >= self.faults.spike_loss))
+        from nmtool.backends.kernel import chance, lost
+
+        sample, neuron = np.nonzero(spikes)
+        gone = lost(
+            chance(self.faults.spike_loss), self.faults.seed, run, sample, node, step, neuron
+        )
+        left = spikes.copy()
+        left[sample[gone], neuron[gone]] = False
+        return left
 
     def stored(self, projection: str, mantissa: IntArray, format: SynapseFormat) -> IntArray:
         """What the synapse memory gives back for the mantissas written to it."""

@@ -25,7 +25,8 @@ from nmtool.backends.base import (
     resolve_probe,
     unbatch,
 )
-from nmtool.backends.faults import FAULT_LIMITS, Defects, draw
+from nmtool.backends.faults import Defects, draw
+from nmtool.backends.limits import FAULT_LIMITS, LIMITS
 from nmtool.chip import Faults
 from nmtool.compiler import Program
 from nmtool.compiler.features import Feature
@@ -47,9 +48,6 @@ from nmtool.operations import Array, Chain, apply_chain, with_weight
 from nmtool.quantization import QuantizedPopulation, QuantizedProjection
 from nmtool.spikes import SpikeTrain
 
-LIMITS: Mapping[Feature, str] = {}
-"""It runs everything that a Program can hold."""
-
 
 @dataclass(frozen=True)
 class ReferenceBackend:
@@ -62,7 +60,7 @@ class ReferenceBackend:
     @property
     def limits(self) -> Mapping[Feature, str]:
         """What it cannot run: with faults, graded messages."""
-        return FAULT_LIMITS if self.faults else LIMITS
+        return FAULT_LIMITS if self.faults else LIMITS["reference"]
 
     def open(self, program: Program) -> ReferenceSession:
         """Load a program, with the defects that the seed of the faults gives it."""
@@ -204,18 +202,18 @@ class ReferenceSession(ManagedSession):
     ) -> Recording:
         started = time.monotonic()
         probes = resolve_probe(self.program, probe)
-        rng = np.random.default_rng(
-            [self._defects.faults.seed, 2, self._runs] if self._defects else 0
-        )
+        net = self.program.network
+        node = {name: i for i, name in enumerate((*net.inputs, *net.populations))}
         self._runs += 1
         tape: dict[str, dict[str, list[Any]]] = {
             quantity: {name: [] for name in names} for quantity, names in probes.items()
         }
         for step in range(batch.n_steps):
             entering = {name: raster[:, :, step] for name, raster in batch.rasters.items()}
-            if self._defects:
-                entering = {n: self._defects.deliver(s, rng) for n, s in entering.items()}
-            messages = self._step(state, entering, rng)
+            entering = {n: self._deliver(s, node[n], state.step) for n, s in entering.items()}
+            fired = self._step(state, entering)
+            messages = {n: self._deliver(s, node[n], state.step) for n, s in fired.items()}
+            state.step += 1
             now: dict[str, Mapping[str, Any]] = {
                 "spikes": messages,
                 "current": state.u,
@@ -234,9 +232,13 @@ class ReferenceSession(ManagedSession):
                 )
         return self._recording(tape, batch, state, time.monotonic() - started)
 
-    def _step(
-        self, state: _State, entering: Mapping[str, Array], rng: np.random.Generator
-    ) -> dict[str, Array]:
+    def _deliver(self, sent: Array, node: int, step: int) -> Array:
+        """What of the messages of a node arrives."""
+        if self._defects is None:
+            return sent
+        return self._defects.deliver(sent, self._runs - 1, node, step)
+
+    def _step(self, state: _State, entering: Mapping[str, Array]) -> dict[str, Array]:
         """One step of every population; returns the spikes or messages that leave them."""
         net = self.program.network
         sent: dict[str, Array] = {}
@@ -255,9 +257,7 @@ class ReferenceSession(ManagedSession):
             if p.graded:
                 sent[name] = _sigma_delta(state, name, p, arrived)
             else:
-                fired = self._cuba(state, name, p, arrived, bias)
-                sent[name] = self._defects.deliver(fired, rng) if self._defects else fired
-        state.step += 1
+                sent[name] = self._cuba(state, name, p, arrived, bias)
         return sent
 
     def _cuba(

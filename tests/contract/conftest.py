@@ -17,6 +17,7 @@ NEEDS_LAVA = pytest.mark.skipif(lava_missing() is not None, reason=str(lava_miss
 
 @pytest.fixture(
     params=[
+        "emulator",
         "reference",
         "faultless",
         pytest.param("lava-sim", marks=[pytest.mark.lava, NEEDS_LAVA]),

@@ -95,10 +95,10 @@ def test_exception_in_a_process_model(small_job, gone):
 
 
 def test_exception_in_the_worker_itself(small_job, monkeypatch):
-    plain = wire._projection_body
+    plain = wire._item_body
     with LavaWorker() as worker, monkeypatch.context() as patch:
-        patch.setattr(wire, "_projection_body", lambda *a: {**plain(*a), "delay": None})
-        with pytest.raises(BoardError, match="failed: KeyError: 'delay/1'"):
+        patch.setattr(wire, "_item_body", lambda *a: {**plain(*a), "arrays": ["threshold"]})
+        with pytest.raises(BoardError, match="failed: KeyError: 'population/a/threshold'"):
             worker.run(small_job(), timeout=60)
 
 

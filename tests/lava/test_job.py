@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from nmtool.backends.lava import wire
-from nmtool.backends.lava.job import LavaJob, LavaPopulation, LavaProbes, LavaProjection
+from nmtool.backends.lava.job import (
+    LavaConvProjection,
+    LavaDelta,
+    LavaDrive,
+    LavaJob,
+    LavaPopulation,
+    LavaProbes,
+    LavaProjection,
+    LavaSigma,
+    LavaSigmaDelta,
+    LavaSparseProjection,
+)
 from nmtool.errors import UnsupportedError
 
 
@@ -40,7 +51,7 @@ def test_inconsistent_jobs(small_job, change, message):
     [
         (LavaPopulation(2, 4096, 0, 1), "decay_u 4096"),
         (LavaPopulation(2, -1, 0, 1), "decay_u -1"),
-        (LavaPopulation(2, 0, 4097, 1), "decay_v 4097"),
+        (LavaPopulation(2, 0, 4096, 1), "decay_v 4096"),
         (LavaPopulation(2, 0, 0, 131072), "threshold 131072"),
         (LavaPopulation(2, 0, 0, 1, np.array([0, 40000])), "bias_mantissa 40000"),
         (LavaPopulation(2, 0, 0, 1, None, 8), "bias_exponent 8"),
@@ -87,6 +98,37 @@ def test_a_job_survives_the_pipe(small_job):
     np.testing.assert_array_equal(
         again.populations["a"].bias_mantissa, job.populations["a"].bias_mantissa
     )
+
+
+def test_every_kind_survives_the_pipe():
+    populations = {
+        "lif": LavaPopulation(np.int64(4), -1, 4096, 131072, None, 0, 5, 7),
+        "delta": LavaDelta(4, 3, 1, 2),
+        "both": LavaSigmaDelta(4, 3, np.arange(4), 1, 2, "unit"),
+        "sigma": LavaSigma(4),
+    }
+    pair = np.array([0, 3]), np.array([1, 0])
+    kernel = np.arange(4).reshape(2, 1, 1, 2)
+    projections = (
+        LavaSparseProjection("in", "lif", (4, 4), *pair, np.array([6, -2]), 1, 7, delay=pair[1]),
+        LavaConvProjection("in", "both", kernel, (1, 2, 2), 3, (1, 2), (0, 1), (1, 2)),
+    )
+    drives = (LavaDrive("in", "lif", "bias"), LavaDrive("in", "delta"))
+    raster = np.full((1, 4, 2), -7)
+    job = LavaJob({"in": raster}, populations, projections, 2, drives=drives)
+    job = replace(job, current_overflow="lava")
+    body, arrays = wire.job_to_message(job)
+    data = b"".join(bytes(piece) for piece in wire.pack({"job": body}, arrays))
+    ((received, received_arrays),) = wire.Reader().feed(data)
+    again = wire.job_from_message(received["job"], received_arrays)
+    assert (again.drives, again.current_overflow) == (drives, "lava")
+    assert again.inputs["in"].dtype == np.int32
+    pairs = [*zip(populations.values(), again.populations.values(), strict=True)]
+    pairs += zip(projections, again.projections, strict=True)
+    for old, new in pairs:
+        assert type(old) is type(new)
+        for key in vars(old).keys() - {"name"}:
+            np.testing.assert_array_equal(getattr(old, key), getattr(new, key), key)
 
 
 def test_objects_do_not_pass():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmtool.backends.lava import wire
-from nmtool.backends.lava.job import LavaJob, LavaResult, check_weights
+from nmtool.backends.lava.job import LavaJob, LavaResult, check_payloads
 from nmtool.backends.lava.link import Link, Patience, Progress
 
 
@@ -138,12 +139,17 @@ class LavaStream:
         timeout: float | None = None,
         progress: Progress | None = None,
     ) -> LavaResult:
-        """Send a raster, 0 or 1, (n, steps) per input; arrays come back as (n, steps).
+        """Send a raster (n, steps) per input; arrays come back as (n, steps).
+
+        It holds 0 and 1, or integers where the input is graded (LavaJob.network).
 
         n_steps is needed only by a network without inputs.
         """
         steps = self._steps(inputs, n_steps)
-        arrays = {f"input/{name}": np.asarray(r, np.uint8) for name, r in inputs.items()}
+        arrays = {
+            f"input/{name}": np.asarray(raster, self._job.raster_type(name))
+            for name, raster in inputs.items()
+        }
         body = {"op": "stream", "n_steps": steps}
         reply, found = self._worker._ask(body, arrays, timeout, progress, self)
         return _result(reply, found, (steps,))
@@ -156,7 +162,11 @@ class LavaStream:
             lines = self._job.inputs[name].shape[1]
             if raster.ndim != 2 or raster.shape[0] != lines:
                 raise ValueError(f"input {name!r} is {raster.shape}, expected ({lines}, steps)")
-            if raster.size and (raster.min() < 0 or raster.max() > 1):
+            if raster.dtype.kind not in "bui":
+                raise ValueError(f"input {name!r} must be integer or bool, not {raster.dtype}")
+            if self._job.is_graded(name):
+                check_payloads(f"input {name!r}", raster)
+            elif raster.size and (raster.min() < 0 or raster.max() > 1):
                 raise ValueError(f"input {name!r} holds values other than 0 and 1")
             lengths.add(raster.shape[1])
         if len(lengths) != 1 or min(lengths) < 1:
@@ -166,17 +176,18 @@ class LavaStream:
     def write_weights(
         self, projection: str | int, mantissa: NDArray[Any], timeout: float | None = None
     ) -> None:
-        """Replace a projection's weight mantissas (out, in), by its name or its number.
+        """Replace a projection's weight mantissas, by its name or its number.
 
-        They act on spikes sent from the next step on; what is on its way arrives with the weights
-        it was sent with. Sign mode, exponent and bits stay, and Lava clips and truncates as ever.
+        They are shaped as in the job, and act on spikes sent from the next step on; what is on its
+        way arrives with the weights it was sent with. Sign mode, exponent and bits stay, and Lava
+        clips and truncates as ever.
         """
         names = self._job.projection_names
         number = names.index(projection) if isinstance(projection, str) else projection
         old = self._job.projections[number]
         if mantissa.shape != old.weight_mantissa.shape or mantissa.dtype.kind not in "iu":
             raise ValueError(f"weights must be integer, of shape {old.weight_mantissa.shape}")
-        check_weights(f"projection {names[number]!r}", mantissa, old.sign_mode)
+        replace(old, weight_mantissa=mantissa).check_weights(f"projection {names[number]!r}")
         body = {"op": "write", "projection": names[number]}
         arrays = {"mantissa": mantissa.astype(np.int32)}
         self._worker._ask(body, arrays, timeout, None, self)
@@ -193,7 +204,8 @@ def _result(reply: Mapping[str, Any], found: wire.Arrays, head: tuple[int, ...])
     for key, rows in found.items():
         kind, _, name = key.partition("/")
         shaped = rows.reshape(*head, rows.shape[1]).swapaxes(-1, -2)
-        parts[kind][name] = np.ascontiguousarray(shaped, bool if kind == "spikes" else np.int32)
+        spikes = rows.dtype == np.uint8
+        parts[kind][name] = np.ascontiguousarray(shaped, bool if spikes else np.int32)
     return LavaResult(
         **parts,
         steps=reply["steps"],

@@ -15,14 +15,16 @@ import numpy as np
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
 from lava.magma.runtime.mgmt_token_enums import MGMT_RESPONSE, enum_equal
-from lava.proc.dense.process import DelayDense, Dense
-from lava.utils.weightutils import SignMode
 from numpy.typing import NDArray
 
-from nmtool.backends.lava.job import LavaJob, LavaProjection
-from nmtool.backends.lava.processes.neuron import HeldLIF
+from nmtool.backends.lava.job import LavaJob, Projection
+from nmtool.backends.lava.nodes import (
+    live_weights,
+    make_bridge,
+    make_population,
+    make_projection,
+)
 from nmtool.backends.lava.processes.source import SharedSource
-from nmtool.backends.lava.processes.synapse import LiveDelayDense, LiveDense
 from nmtool.backends.lava.shared import (
     FOREVER,
     AnonymousMemory,
@@ -33,11 +35,6 @@ from nmtool.backends.lava.shared import (
 )
 
 PROBES = ("spikes", "current", "voltage")
-_SIGN_MODES = {
-    "mixed": SignMode.MIXED,
-    "excitatory": SignMode.EXCITATORY,
-    "inhibitory": SignMode.INHIBITORY,
-}
 
 
 def use_anonymous_memory() -> None:
@@ -69,7 +66,7 @@ class Graph:
         period, n_steps = (FOREVER, FOREVER) if live else (job.period, job.n_steps)
         self._timeline = Timeline(n_steps, period, shared_array((1,), np.int64))
         self._reached = shared_array((len(job.populations),), np.int64)
-        self.rasters: dict[str, NDArray[np.uint8]] = {}
+        self.rasters: dict[str, NDArray[Any]] = {}
         self.tapes: dict[str, Tape] = {}
         self.live: dict[str, LiveWeights] = {}
         self._nodes: dict[str, Any] = {}
@@ -80,66 +77,57 @@ class Graph:
         self.build_seconds = time.perf_counter() - started
 
     def _build(self, live: bool) -> None:
-        for name, raster in self.job.inputs.items():
-            self._add_source(name, raster.shape[1])
+        for name in self.job.inputs:
+            self._add_source(name)
         for number, name in enumerate(self.job.populations):
             self._add_population(number, name)
         for name, projection in zip(self.job.projection_names, self.job.projections, strict=True):
-            synapses = self._synapses(name, projection, live)
-            self._nodes[f"projection {name}"] = synapses
-            self._connect(self._nodes[projection.source], synapses, self._nodes[projection.target])
+            self._add_projection(name, projection, live)
+        for drive in self.job.drives:
+            if drive.kind == "graded":
+                target = self._nodes[drive.population]
+                self._nodes[drive.input].s_out.connect(target.a_in)
         self._bridge_islands()
 
-    def _add_source(self, name: str, n: int) -> None:
-        if all(projection.source != name for projection in self.job.projections):
+    def _add_source(self, name: str) -> None:
+        drives = [drive.kind for drive in self.job.drives if drive.input == name]
+        sends = "graded" in drives or any(p.source == name for p in self.job.projections)
+        if not sends and not drives:
             return
-        raster = shared_array((self.rows, n), np.uint8)
+        n = self.job.inputs[name].shape[1]
+        raster = shared_array((self.rows, n), self.job.raster_type(name))
         self.rasters[name] = raster
-        self._nodes[name] = SharedSource(n=n, raster=raster, timeline=self._timeline, name=name)
+        # A population reads its bias straight from the raster.
+        if sends:
+            self._nodes[name] = SharedSource(n=n, raster=raster, timeline=self._timeline, name=name)
 
     def _add_population(self, number: int, name: str) -> None:
         population = self.job.populations[name]
         asked = {kind: name in getattr(self.job.probes, kind) for kind in PROBES}
-        kinds = {"spikes": np.uint8, "current": np.int32, "voltage": np.int32}
+        spikes = np.int32 if population.graded else np.uint8
+        kinds = {"spikes": spikes, "current": np.int32, "voltage": np.int32}
         shape = (self.rows, population.n)
         arrays = {
             kind: shared_array(shape, kinds[kind]) if asked[kind] else None for kind in PROBES
         }
         tape = Tape(self._timeline, self._reached[number : number + 1], **arrays)
         self.tapes[name] = tape
-        bias = population.bias_mantissa
-        self._nodes[name] = HeldLIF(
-            shape=(population.n,),
-            du=population.decay_u,
-            dv=population.decay_v,
-            vth=population.threshold,
-            bias_mant=0 if bias is None else np.asarray(bias, np.int16),
-            bias_exp=population.bias_exponent,
-            name=name,
-            tape=tape,
-        )
+        biases = [
+            self.rasters[drive.input]
+            for drive in self.job.drives
+            if drive.population == name and drive.kind == "bias"
+        ]
+        fold = self.job.current_overflow == "chip"
+        self._nodes[name] = make_population(name, population, tape, biases, fold=fold)
 
-    def _synapses(self, name: str, projection: LavaProjection, live: bool) -> Any:
-        weights = np.array(projection.weight_mantissa, np.int32)
-        settings: dict[str, Any] = {
-            "weights": weights,
-            "weight_exp": projection.weight_exponent,
-            "num_weight_bits": projection.weight_bits,
-            "sign_mode": _SIGN_MODES[projection.sign_mode],
-            "name": name,
-        }
-        delayed = projection.longest_delay > 0
-        if delayed:
-            # Lava takes one number or a matrix of int64, and the number not from numpy.
-            settings["delays"] = np.broadcast_to(projection.delay, weights.shape).astype(np.int64)
-        if not live:
-            return DelayDense(**settings) if delayed else Dense(**settings)
-        shared = LiveWeights(shared_array(weights.shape, np.int32), shared_array((1,), np.int64))
-        self.live[name] = shared
-        kind = LiveDelayDense if delayed else LiveDense
-        return kind(live=shared, **settings)
-
-    def _connect(self, source: Any, synapses: Any, target: Any) -> None:
+    def _add_projection(self, name: str, projection: Projection, live: bool) -> None:
+        weights = live_weights(projection) if live else None
+        if weights is not None:
+            self.live[name] = weights
+        graded = self.job.is_graded(projection.source)
+        synapses = make_projection(name, projection, graded=graded, live=weights)
+        self._nodes[f"projection {name}"] = synapses
+        source, target = self._nodes[projection.source], self._nodes[projection.target]
         source.s_out.connect(synapses.s_in)
         synapses.a_out.connect(target.a_in)
 
@@ -157,16 +145,19 @@ class Graph:
 
         for projection in self.job.projections:
             island[root(projection.source)] = root(projection.target)
+        for drive in self.job.drives:
+            if drive.kind == "graded":
+                island[root(drive.input)] = root(drive.population)
         first, *others = self.job.populations
         for name in others:
             if root(name) == root(first):
                 continue
             island[root(name)] = root(first)
-            shape = (self.job.populations[name].n, self.job.populations[first].n)
-            zeros = np.zeros(shape, np.int32)
-            bridge = Dense(weights=zeros, sign_mode=SignMode.MIXED, name=f"bridge {name}")
+            sizes = self.job.populations[name].n, self.job.populations[first].n
+            bridge = make_bridge(f"bridge {name}", *sizes)
             self._nodes[f"projection bridge {name}"] = bridge
-            self._connect(self._nodes[first], bridge, self._nodes[name])
+            self._nodes[first].s_out.connect(bridge.s_in)
+            bridge.a_out.connect(self._nodes[name].a_in)
 
     @property
     def models(self) -> dict[str, str]:

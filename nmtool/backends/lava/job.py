@@ -1,5 +1,7 @@
 """What a Lava simulation is told and what it gives back: plain numpy, no Lava.
 
+Populations and projections are in modules of their own and named here as well.
+
 Units and timing are the chip's. ``current`` (u) and ``voltage`` (v) are 24-bit integers; the
 threshold is compared as ``threshold << 6``; synaptic input enters u as ``sum << 6``. Input column
 t of a sample is sent at step t, and a population at step t adds the spikes sent at t-1-delay.
@@ -10,91 +12,52 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nmtool.errors import UnsupportedError
+from nmtool.backends.lava.populations import (
+    LavaDelta,
+    LavaPopulation,
+    LavaSigma,
+    LavaSigmaDelta,
+    Population,
+)
+from nmtool.backends.lava.projections import (
+    MAX_DELAY,
+    SIGN_RANGE,
+    LavaConvProjection,
+    LavaProjection,
+    LavaSparseProjection,
+    Projection,
+    check_weights,
+)
+from nmtool.backends.lava.ranges import require, within
+from nmtool.fixedpoint import STATE_LIMIT
 
-SIGN_RANGE = {"mixed": (-256, 255), "excitatory": (0, 255), "inhibitory": (-255, 0)}
-MAX_DELAY = 62
+__all__ = [
+    "MAX_DELAY",
+    "SIGN_RANGE",
+    "LavaConvProjection",
+    "LavaDelta",
+    "LavaDrive",
+    "LavaJob",
+    "LavaPopulation",
+    "LavaProbes",
+    "LavaProjection",
+    "LavaResult",
+    "LavaSigma",
+    "LavaSigmaDelta",
+    "LavaSparseProjection",
+    "Overflow",
+    "Population",
+    "Projection",
+    "check_payloads",
+    "check_weights",
+]
 
-
-@dataclass(frozen=True, eq=False)
-class LavaPopulation:
-    """A population of n LIF neurons with one setting.
-
-    decay_u is Lava's ``du`` (the chip applies decay_u + 1) and decay_v its ``dv``, both of 4096;
-    threshold is the mantissa ``vth``; the bias is ``bias_mantissa << bias_exponent``, shape (n,).
-    """
-
-    n: int
-    decay_u: int
-    decay_v: int
-    threshold: int
-    bias_mantissa: NDArray[Any] | None = None
-    bias_exponent: int = 0
-
-    def __post_init__(self) -> None:
-        _require(self.n >= 1, f"a population needs at least one neuron, got n={self.n}")
-        bias = self.bias_mantissa
-        if bias is not None:
-            _require(bias.shape == (self.n,), f"bias_mantissa {bias.shape} is not ({self.n},)")
-            _require(bias.dtype.kind in "iu", f"bias_mantissa must be integer, not {bias.dtype}")
-
-    def check(self, name: str) -> None:
-        """Raise UnsupportedError where a value leaves the chip's range (Lava checks none)."""
-        bias = np.zeros(1, np.int64) if self.bias_mantissa is None else self.bias_mantissa
-        _within(name, "decay_u", [self.decay_u], 0, 4095)
-        _within(name, "decay_v", [self.decay_v], 0, 4096)
-        _within(name, "threshold", [self.threshold], 0, 131071)
-        _within(name, "bias_mantissa", bias, -4096, 4095)
-        _within(name, "bias_exponent", [self.bias_exponent], 0, 7)
-
-
-@dataclass(frozen=True, eq=False)
-class LavaProjection:
-    """Dense synapses from an input or a population to a population.
-
-    weight_mantissa is (out, in) as Lava takes it, before its own truncation to weight_bits (and to
-    even values where sign_mode is "mixed"); the sum of a step is shifted by weight_exponent. delay
-    is a whole number of steps, one for all or (out, in), on top of the one step a spike takes
-    anyway. An empty name becomes ``source->target`` in the job.
-    """
-
-    source: str
-    target: str
-    weight_mantissa: NDArray[Any]
-    weight_exponent: int = 0
-    weight_bits: int = 8
-    sign_mode: str = "mixed"
-    delay: int | NDArray[Any] = 0
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        where, weights = f"projection {self.source}->{self.target}", self.weight_mantissa
-        _require(weights.ndim == 2, f"{where}: weight_mantissa must be (out, in)")
-        _require(weights.dtype.kind in "iu", f"{where}: weights must be integer")
-        _require(self.sign_mode in SIGN_RANGE, f"{where}: unknown sign_mode {self.sign_mode!r}")
-        if isinstance(self.delay, np.ndarray):
-            _require(self.delay.shape == weights.shape, f"{where}: delay is not (out, in)")
-            _require(self.delay.dtype.kind in "iu", f"{where}: delays must be integer")
-
-    @property
-    def longest_delay(self) -> int:
-        """The longest delay in steps."""
-        if isinstance(self.delay, np.ndarray):
-            return int(self.delay.max(initial=0))
-        return int(self.delay)
-
-    def check(self, name: str) -> None:
-        """Raise UnsupportedError where a value leaves the chip's range (Lava checks few)."""
-        check_weights(name, self.weight_mantissa, self.sign_mode)
-        _within(name, "weight_exponent", [self.weight_exponent], -8, 7)
-        _within(name, "weight_bits", [self.weight_bits], 1, 8)
-        delays = self.delay if isinstance(self.delay, np.ndarray) else [self.delay]
-        _within(name, "delay", delays, 0, MAX_DELAY)
+Overflow = Literal["chip", "lava"]
 
 
 @dataclass(frozen=True)
@@ -106,73 +69,151 @@ class LavaProbes:
     voltage: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class LavaDrive:
+    """An input connected straight to a population of its size, without synapses or their delay.
+
+    What is sent at step t acts at step t. kind "graded": the value arrives as the sum of synapses
+    would (``u += value << 6``; a Delta's value to encode). kind "bias", LIF only: the value is
+    added to this step's bias mantissa (``v += (bias_mantissa + value) << bias_exponent``).
+    """
+
+    input: str
+    population: str
+    kind: Literal["graded", "bias"] = "graded"
+
+
 @dataclass(frozen=True, eq=False)
 class LavaJob:
     """A network and the samples to run through it.
 
-    inputs maps each input to its raster, 0 or 1, (samples, n, n_steps); every input has the same
-    number of samples. Between the samples lie ``hold`` steps in which every population is kept at
-    u = v = 0, sends nothing and receives what is still on its way; None means the longest delay
-    plus one, the shortest hold that leaves nothing in flight.
+    inputs maps each input to its raster (samples, n, n_steps); every input has the same number of
+    samples. A raster of bool or unsigned integers holds spikes, 0 or 1; one of signed integers
+    holds graded spikes, payloads of 32 bits with 0 for none, by which weights are multiplied. So
+    are the messages of the sigma-delta populations.
+
+    Between the samples lie ``hold`` steps in which every population is kept at zero, sends nothing
+    and receives what is still on its way; None means the longest delay plus one, the shortest hold
+    that leaves nothing in flight.
+
+    current_overflow: "chip" keeps u modulo 2^24 in (-2^23, 2^23] whatever is added to it; "lava"
+    is Lava's own code, which folds once and adds in 32 bits.
     """
 
     inputs: Mapping[str, NDArray[Any]]
-    populations: Mapping[str, LavaPopulation]
-    projections: tuple[LavaProjection, ...]
+    populations: Mapping[str, Population]
+    projections: tuple[Projection, ...]
     n_steps: int
     hold: int | None = None
     probes: LavaProbes = field(default_factory=LavaProbes)
     samples: int | None = None
+    drives: tuple[LavaDrive, ...] = ()
+    current_overflow: Overflow = "chip"
 
     @classmethod
     def network(
         cls,
         input_sizes: Mapping[str, int],
-        populations: Mapping[str, LavaPopulation],
-        projections: Iterable[LavaProjection],
+        populations: Mapping[str, Population],
+        projections: Iterable[Projection],
         probes: LavaProbes,
+        *,
+        graded: Iterable[str] = (),
+        drives: Iterable[LavaDrive] = (),
+        current_overflow: Overflow = "chip",
     ) -> LavaJob:
-        """Make a job without input, to be streamed into; input_sizes: name -> number of lines."""
-        empty = {name: np.zeros((0, n, 0), np.uint8) for name, n in input_sizes.items()}
-        return cls(empty, populations, tuple(projections), 0, None, probes)
+        """Make a job without input, to be streamed into; input_sizes: name -> number of lines.
+
+        graded names the inputs whose spikes have payloads.
+        """
+        payloads = set(graded)
+        unknown = payloads - set(input_sizes)
+        require(not unknown, f"{sorted(unknown)} are graded, but no inputs")
+        empty = {
+            name: np.zeros((0, n, 0), np.int32 if name in payloads else np.uint8)
+            for name, n in input_sizes.items()
+        }
+        return cls(
+            empty,
+            populations,
+            tuple(projections),
+            0,
+            None,
+            probes,
+            drives=tuple(drives),
+            current_overflow=current_overflow,
+        )
 
     def __post_init__(self) -> None:
-        _require(bool(self.populations), "a job needs at least one population")
+        require(bool(self.populations), "a job needs at least one population")
         both = set(self.inputs) & set(self.populations)
-        _require(not both, f"{sorted(both)} name both an input and a population")
+        require(not both, f"{sorted(both)} name both an input and a population")
+        overflow = self.current_overflow
+        require(overflow in ("chip", "lava"), f"unknown current_overflow {overflow!r}")
         self._check_inputs()
         for number, projection in enumerate(self.projections):
             self._check_projection(number, projection)
         names = self.projection_names
-        _require(len(set(names)) == len(names), f"projection names repeat: {names}")
-        for kind in ("spikes", "current", "voltage"):
-            unknown = set(getattr(self.probes, kind)) - set(self.populations)
-            _require(not unknown, f"{kind} asked of {sorted(unknown)}: no such population")
+        require(len(set(names)) == len(names), f"projection names repeat: {names}")
+        require(len(set(self.drives)) == len(self.drives), f"drives repeat: {self.drives}")
+        for drive in self.drives:
+            self._check_drive(drive)
+        self._check_probes()
         least = self.longest_delay + 1
-        _require(self.hold is None or self.hold >= least, f"hold {self.hold} is below {least}")
+        require(self.hold is None or self.hold >= least, f"hold {self.hold} is below {least}")
 
     def _check_inputs(self) -> None:
         counts = set() if self.samples is None else {self.samples}
         for name, raster in self.inputs.items():
-            _require(raster.ndim == 3, f"input {name!r} must be (samples, n, n_steps)")
-            _require(raster.dtype.kind in "bu", f"input {name!r} must be uint8 or bool")
+            require(raster.ndim == 3, f"input {name!r} must be (samples, n, n_steps)")
+            require(raster.dtype.kind in "bui", f"input {name!r} must be integer or bool")
+            if self.is_graded(name):
+                check_payloads(f"input {name!r}", raster)
             steps = raster.shape[2]
-            _require(steps == self.n_steps, f"input {name!r} has {steps} steps, not {self.n_steps}")
+            require(steps == self.n_steps, f"input {name!r} has {steps} steps, not {self.n_steps}")
             counts.add(raster.shape[0])
-        _require(len(counts) <= 1, f"the inputs differ in samples: {sorted(counts)}")
+        require(len(counts) <= 1, f"the inputs differ in samples: {sorted(counts)}")
         object.__setattr__(self, "samples", counts.pop() if counts else 1)
 
-    def _check_projection(self, number: int, projection: LavaProjection) -> None:
+    def _check_projection(self, number: int, projection: Projection) -> None:
         where = f"projection {self.projection_names[number]!r}"
-        _require(projection.target in self.populations, f"{where}: unknown target")
+        require(projection.target in self.populations, f"{where}: unknown target")
         if projection.source in self.inputs:
             n_in = self.inputs[projection.source].shape[1]
         else:
-            _require(projection.source in self.populations, f"{where}: unknown source")
+            require(projection.source in self.populations, f"{where}: unknown source")
             n_in = self.populations[projection.source].n
         shape = (self.populations[projection.target].n, n_in)
-        found = projection.weight_mantissa.shape
-        _require(found == shape, f"{where}: weights are {found}, expected {shape}")
+        found = projection.shape
+        require(found == shape, f"{where}: weights are {found}, expected {shape}")
+
+    def _check_drive(self, drive: LavaDrive) -> None:
+        where = f"drive {drive.input}->{drive.population}"
+        require(drive.input in self.inputs, f"{where}: unknown input")
+        require(drive.population in self.populations, f"{where}: unknown population")
+        population, lines = self.populations[drive.population], self.inputs[drive.input].shape[1]
+        require(lines == population.n, f"{where}: {lines} lines for {population.n} neurons")
+        require(drive.kind in ("graded", "bias"), f"{where}: unknown kind {drive.kind!r}")
+        has_bias = drive.kind != "bias" or isinstance(population, LavaPopulation)
+        require(has_bias, f"{where}: only LIF neurons take a bias")
+
+    def _check_probes(self) -> None:
+        for kind in ("spikes", "current", "voltage"):
+            asked = set(getattr(self.probes, kind))
+            unknown = asked - set(self.populations)
+            require(not unknown, f"{kind} asked of {sorted(unknown)}: no such population")
+            without = [name for name in asked if kind not in self.populations[name].records]
+            require(not without, f"{kind} asked of {sorted(without)}, which have none")
+
+    def is_graded(self, name: str) -> bool:
+        """Whether an input or a population sends payloads and not just spikes."""
+        if name in self.inputs:
+            return self.inputs[name].dtype.kind == "i"
+        return self.populations[name].graded
+
+    def raster_type(self, name: str) -> type[np.int32] | type[np.uint8]:
+        """The type in which an input's values travel."""
+        return np.int32 if self.is_graded(name) else np.uint8
 
     @property
     def projection_names(self) -> tuple[str, ...]:
@@ -207,18 +248,21 @@ class LavaJob:
         for name, projection in zip(self.projection_names, self.projections, strict=True):
             projection.check(f"projection {name!r}")
         for name, raster in self.inputs.items():
-            _within(f"input {name!r}", "values", raster, 0, 1)
+            low, high = (-STATE_LIMIT, STATE_LIMIT - 1) if self.is_graded(name) else (0, 1)
+            within(f"input {name!r}", "values", raster, low, high)
 
 
 @dataclass(frozen=True, eq=False)
 class LavaResult:
     """What came back. Arrays are (samples, n, n_steps), or (n, steps) for a piece of a stream.
 
-    spikes is bool, current and voltage int32; voltage is after the step's reset. steps counts all
-    Lava steps, holds included. models maps each Lava process to the class name of the model chosen.
+    spikes is bool, or int32 messages where a population is graded; current (sigma of the
+    sigma-delta family) and voltage (act) are int32; a LIF's voltage is after the step's reset.
+    steps counts all Lava steps, holds included. models maps each Lava process to the class name of
+    the model chosen.
     """
 
-    spikes: dict[str, NDArray[np.bool_]]
+    spikes: dict[str, NDArray[Any]]
     current: dict[str, NDArray[np.int32]]
     voltage: dict[str, NDArray[np.int32]]
     steps: int
@@ -228,21 +272,8 @@ class LavaResult:
     models: dict[str, str]
 
 
-def check_weights(name: str, weights: NDArray[Any], sign_mode: str) -> None:
-    """Raise UnsupportedError if a weight mantissa leaves the range of its sign mode."""
-    _within(name, f"weight_mantissa ({sign_mode})", weights, *SIGN_RANGE[sign_mode])
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
-
-
-def _within(owner: str, what: str, values: Any, low: int, high: int) -> None:
-    array = np.asarray(values)
-    if array.size == 0:
-        return
-    least, most = array.min(), array.max()
-    if least < low or most > high:
-        worst = least if least < low else most
-        raise UnsupportedError(f"{owner}: {what} {worst} is outside of {low}..{high}")
+def check_payloads(owner: str, raster: NDArray[Any]) -> None:
+    """Raise ValueError if graded spikes do not fit into 32 bits."""
+    if raster.size and raster.dtype != np.int32:
+        fits = raster.min() >= -(1 << 31) and raster.max() < 1 << 31
+        require(bool(fits), f"{owner} holds values that do not fit into 32 bits")

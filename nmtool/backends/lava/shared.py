@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,17 +45,23 @@ class Timeline:
         sample, step = divmod(time_step - 1 - int(self.base[0]), self.period)
         return sample * self.n_steps + step if step < self.n_steps else -1
 
+    def step(self, time_step: int) -> int:
+        """Return the step's number, from 0, within its sample or its stream."""
+        # A stream's period has no end, and its runtime is never used for a second stream.
+        return (time_step - 1) % self.period
+
 
 @dataclass(frozen=True, eq=False)
 class Tape:
-    """What one population records: (rows, n) uint8 and int32, None where nobody asked.
+    """What one population records: arrays of (rows, n), None where nobody asked.
 
-    reached is a shared (1,) int64, the last Lava step that the population has finished.
+    Spikes are uint8, and int32 where they are graded; the rest is int32. reached is a shared (1,)
+    int64, the last Lava step that the population has finished.
     """
 
     timeline: Timeline
     reached: NDArray[np.int64]
-    spikes: NDArray[np.uint8] | None
+    spikes: NDArray[Any] | None
     current: NDArray[np.int32] | None
     voltage: NDArray[np.int32] | None
 
@@ -70,15 +77,52 @@ class Tape:
 
 @dataclass(frozen=True, eq=False)
 class LiveWeights:
-    """Weights (out, in) that may be replaced while Lava is paused."""
+    """Weights that may be replaced while Lava is paused: mantissas, shaped as in the job.
+
+    form turns them into what Lava's model of this kind of projection holds.
+    """
 
     mantissa: NDArray[np.int32]
     generation: NDArray[np.int64]
+    form: Callable[[NDArray[Any]], Any]
 
     def write(self, mantissa: NDArray[Any]) -> None:
         """Replace the weights; they act on the spikes of the next step on."""
         self.mantissa[:] = mantissa
         self.generation[0] += 1
+
+    def weights(self) -> Any:
+        """Make Lava's weights, which share no memory with the mantissas."""
+        return self.form(self.mantissa)
+
+
+class Refreshing:
+    """Base of models that take new weights at the start of a step.
+
+    The arithmetic is that of the class after it. The parameter ``live`` is LiveWeights or None.
+    """
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)  # type: ignore[call-arg]
+        self.live = proc_params["live"]
+        self.generation = 0
+
+    def run_spk(self) -> None:
+        """One step of Lava's model, with the weights that are valid now."""
+        self.refresh()
+        super().run_spk()  # type: ignore[misc]
+
+    def refresh(self) -> None:
+        """Take new weights, if there are any."""
+        newest = 0 if self.live is None else int(self.live.generation[0])
+        if newest != self.generation:
+            self.generation = newest
+            self.put(self.live.weights())
+
+    def put(self, weights: Any) -> None:
+        """Store weights, to be clipped and truncated by Lava."""
+        self.weights = weights
+        self.weights_set = False
 
 
 class AnonymousBlock:

@@ -1,7 +1,7 @@
 """lava-sim: a Program on Lava's own fixed-point processes, in a child process.
 
 All samples go through one long run; between them the reset is held, as the program's reset
-schedule says. Axonal delays are folded into the synapses that follow, as Lava knows only those.
+schedule says.
 """
 
 from __future__ import annotations
@@ -27,42 +27,33 @@ from nmtool.backends.base import (
 )
 from nmtool.backends.lava.client import LavaStream, LavaWorker
 from nmtool.backends.lava.compat import lava_missing
-from nmtool.backends.lava.job import (
-    LavaJob,
-    LavaPopulation,
-    LavaProbes,
-    LavaProjection,
-    LavaResult,
-)
+from nmtool.backends.lava.job import LavaJob, LavaResult, Overflow
 from nmtool.backends.lava.link import Patience
+from nmtool.backends.lava.lower import job, lower
+from nmtool.backends.limits import LIMITS
 from nmtool.compiler import Program
 from nmtool.compiler.features import Feature
 from nmtool.errors import BoardTimeout, DependencyError, UnsupportedError
 from nmtool.fixedpoint import IntArray
-from nmtool.quantization import QuantizedProjection
 from nmtool.spikes import SpikeTrain
-
-LIMITS: Mapping[Feature, str] = {
-    "refractory delay": (
-        "Lava has a refractory neuron in floating point only (lava.proc.lif.models); the emulator "
-        "and the reference run it"
-    ),
-}
-"""What Lava's fixed-point models cannot do."""
 
 
 @dataclass(frozen=True)
 class LavaSimBackend:
-    """Lava's CPU simulation. Timeouts in seconds: silence while loading, and one whole run."""
+    """Lava's CPU simulation. Timeouts in seconds: silence while loading, and one whole run.
+
+    ``current_overflow``: the chip's rule for u (modulo 2^24), or Lava's own, which folds once.
+    """
 
     load_timeout: float = 120.0
     run_timeout: float = 600.0
+    current_overflow: Overflow = "chip"
     name: str = "lava-sim"
 
     @property
     def limits(self) -> Mapping[Feature, str]:
         """What Lava's fixed-point models cannot do."""
-        return LIMITS
+        return LIMITS["lava-sim"]
 
     def open(self, program: Program) -> LavaSimSession:
         """Load a program.
@@ -81,6 +72,8 @@ class LavaSimSession(ManagedSession):
 
     def __init__(self, program: Program, backend: LavaSimBackend) -> None:
         self.program = program
+        self._lowered = lower(program)
+        self._overflow = backend.current_overflow
         self._timeout = backend.run_timeout
         self._worker = LavaWorker(Patience(backend.load_timeout, backend.run_timeout))
         self._stream: LavaStream | None = None
@@ -99,14 +92,14 @@ class LavaSimSession(ManagedSession):
         started = time.monotonic()
         if batch.n_samples == 0:
             raise UnsupportedError("lava-sim: found 0 samples, allowed 1 or more")
-        job = replace(
-            _network(self.program, resolve_probe(self.program, probe)),
-            inputs={n: r.astype(np.uint8) for n, r in batch.rasters.items()},
+        whole = replace(
+            self._job(probe),
+            inputs=_rasters(batch),
             n_steps=batch.n_steps,
             samples=batch.n_samples,
         )
         try:
-            result = self._worker.run(job, self._timeout, progress)
+            result = self._worker.run(whole, self._timeout, progress, check=self._checked)
         except BoardTimeout as error:
             raise BoardTimeout(
                 f"{error}; timeouts.run of the target is {self._timeout:g} s"
@@ -128,9 +121,8 @@ class LavaSimSession(ManagedSession):
             )
         started = time.monotonic()
         if self._stream is None:
-            job = _network(self.program, resolve_probe(self.program, probe))
-            self._stream = self._worker.open(job, self._timeout)
-        rasters = {name: raster[0] for name, raster in batch.rasters.items()}
+            self._stream = self._worker.open(self._job(probe), self._timeout, check=self._checked)
+        rasters = {name: raster[0] for name, raster in _rasters(batch).items()}
         result = self._stream.stream(rasters, batch.n_steps, self._timeout)
         with_axis = replace(
             result,
@@ -145,7 +137,9 @@ class LavaSimSession(ManagedSession):
         self.program, changed = changed_weights(self.program, projection, mantissa)
         if changed and self._stream is not None:
             written = self.program.network.projections[projection].weight_mantissa
-            self._stream.write_weights(projection, written, self._timeout)
+            for part in self._lowered[projection]:
+                name = part.projection.name
+                self._stream.write_weights(name, part.mantissa(written), self._timeout)
         return changed
 
     def reset(self) -> None:
@@ -159,13 +153,24 @@ class LavaSimSession(ManagedSession):
         self._stream = None
         self._worker.close()
 
+    @property
+    def _checked(self) -> bool:
+        """Whether Lava's job may be held to the chip's ranges: not with values beyond them."""
+        return not self.program.simulators_only
+
+    def _job(self, probe: str | Probe | None) -> LavaJob:
+        probes = resolve_probe(self.program, probe)
+        return job(self.program, self._lowered, probes, self._overflow)
+
     def _recording(self, result: LavaResult, batch: InputBatch, wall: float) -> Recording:
         def states(arrays: Mapping[str, Any]) -> dict[str, IntArray]:
             return {n: unbatch(a.astype(np.int64), batch.batched) for n, a in arrays.items()}
 
         return Recording(
             {
-                name: SpikeTrain.from_raster(unbatch(raster, batch.batched))
+                name: SpikeTrain.from_raster(
+                    unbatch(raster, batch.batched), self.program.network.graded(name)
+                )
                 for name, raster in result.spikes.items()
             },
             states(result.current),
@@ -176,6 +181,7 @@ class LavaSimSession(ManagedSession):
             wall,
             {
                 "lava": result.versions,
+                "current_overflow": self._overflow,
                 "models": result.models,
                 "lava_steps": result.steps,
                 "build_seconds": result.build_seconds,
@@ -184,32 +190,9 @@ class LavaSimSession(ManagedSession):
         )
 
 
-def _network(program: Program, probe: Probe) -> LavaJob:
-    net = program.network
-    populations = {
-        name: LavaPopulation(
-            p.size, p.decay_u, p.decay_v, p.threshold, p.bias_mantissa, p.bias_exponent
-        )
-        for name, p in net.populations.items()
+def _rasters(batch: InputBatch) -> dict[str, Any]:
+    """Spikes as bytes, graded values as signed words."""
+    return {
+        name: raster.astype(np.uint8 if raster.dtype == np.bool_ else np.int32)
+        for name, raster in batch.rasters.items()
     }
-    projections = [_projection(program, name, p) for name, p in net.projections.items()]
-    sizes = {name: source.size for name, source in net.inputs.items()}
-    probes = LavaProbes(*(tuple(probe.get(q, ())) for q in ("spikes", "current", "voltage")))
-    job = LavaJob.network(sizes, populations, projections, probes)
-    return replace(job, hold=program.reset.hold)
-
-
-def _projection(program: Program, name: str, projection: QuantizedProjection) -> LavaProjection:
-    source = program.network.populations.get(projection.source)
-    axonal = source.axonal_delay if source else 0
-    delay = projection.delay + axonal if np.ndim(projection.delay) else None
-    return LavaProjection(
-        projection.source,
-        projection.target,
-        projection.weight_mantissa,
-        projection.weight_exponent,
-        projection.weight_bits,
-        projection.sign_mode,
-        int(np.max(projection.delay)) + axonal if delay is None else np.asarray(delay),
-        name,
-    )

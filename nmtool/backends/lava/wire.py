@@ -10,19 +10,35 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nmtool.backends.lava.job import LavaJob, LavaPopulation, LavaProbes, LavaProjection
+from nmtool.backends.lava.job import (
+    LavaConvProjection,
+    LavaDelta,
+    LavaDrive,
+    LavaJob,
+    LavaPopulation,
+    LavaProbes,
+    LavaProjection,
+    LavaSigma,
+    LavaSigmaDelta,
+    LavaSparseProjection,
+    Population,
+    Projection,
+)
 
 Arrays = dict[str, NDArray[Any]]
 
 _MAGIC = b"NMLV"
 _PREFIX = struct.Struct("<4sIQ")
 _HEADER_LIMIT = 1 << 26
+_POPULATIONS = (LavaPopulation, LavaDelta, LavaSigmaDelta, LavaSigma)
+_PROJECTIONS = (LavaProjection, LavaSparseProjection, LavaConvProjection)
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (*_POPULATIONS, *_PROJECTIONS)}
 
 
 class WireError(RuntimeError):
@@ -93,65 +109,68 @@ def job_to_message(job: LavaJob) -> tuple[dict[str, Any], Arrays]:
     """Turn a job into a JSON body and its arrays."""
     arrays: Arrays = {}
     for name, raster in job.inputs.items():
-        arrays[f"input/{name}"] = raster.astype(np.uint8, copy=False)
-    populations = {}
-    for name, population in job.populations.items():
-        if population.bias_mantissa is not None:
-            arrays[f"bias/{name}"] = population.bias_mantissa
-        populations[name] = {
-            key: int(getattr(population, key))
-            for key in ("n", "decay_u", "decay_v", "threshold", "bias_exponent")
-        }
-    projections = []
-    for number, projection in enumerate(job.projections):
-        arrays[f"weight/{number}"] = projection.weight_mantissa
-        delay = projection.delay
-        if isinstance(delay, np.ndarray):
-            arrays[f"delay/{number}"] = delay
-        projections.append(_projection_body(projection, job.projection_names[number]))
+        arrays[f"input/{name}"] = raster.astype(job.raster_type(name), copy=False)
+    populations = {
+        name: _item_body(population, f"population/{name}", arrays)
+        for name, population in job.populations.items()
+    }
+    projections = [
+        {**_item_body(projection, f"projection/{number}", arrays), "name": name}
+        for number, (name, projection) in enumerate(
+            zip(job.projection_names, job.projections, strict=True)
+        )
+    ]
     body = {
         "inputs": list(job.inputs),
         "populations": populations,
         "projections": projections,
+        "drives": [asdict(drive) for drive in job.drives],
         "n_steps": int(job.n_steps),
         "hold": None if job.hold is None else int(job.hold),
         "probes": asdict(job.probes),
         "samples": job.samples,
+        "current_overflow": job.current_overflow,
     }
     return body, arrays
 
 
-def _projection_body(projection: LavaProjection, name: str) -> dict[str, Any]:
-    delay = projection.delay
-    return {
-        "source": projection.source,
-        "target": projection.target,
-        "weight_exponent": int(projection.weight_exponent),
-        "weight_bits": int(projection.weight_bits),
-        "sign_mode": projection.sign_mode,
-        "delay": None if isinstance(delay, np.ndarray) else int(delay),
-        "name": name,
-    }
+def _item_body(item: Population | Projection, where: str, arrays: Arrays) -> dict[str, Any]:
+    """The fields of a population or projection; its arrays go to ``arrays`` and are named."""
+    body: dict[str, Any] = {"kind": type(item).__name__}
+    named = []
+    for field in fields(item):
+        value = getattr(item, field.name)
+        if isinstance(value, np.ndarray):
+            arrays[f"{where}/{field.name}"] = value
+            named.append(field.name)
+        else:
+            body[field.name] = value.item() if isinstance(value, np.generic) else value
+    return {**body, "arrays": named}
+
+
+def _item(body: Mapping[str, Any], where: str, arrays: Arrays) -> Any:
+    """Undo :func:`_item_body`."""
+    values = {key: value for key, value in body.items() if key not in ("kind", "arrays")}
+    found = {name: arrays[f"{where}/{name}"] for name in body["arrays"]}
+    return _KINDS[body["kind"]](**values, **found)
 
 
 def job_from_message(body: Mapping[str, Any], arrays: Arrays) -> LavaJob:
     """Undo :func:`job_to_message`."""
-    populations = {
-        name: LavaPopulation(bias_mantissa=arrays.get(f"bias/{name}"), **fields)
-        for name, fields in body["populations"].items()
-    }
-    projections = []
-    for number, fields in enumerate(body["projections"]):
-        delay = arrays[f"delay/{number}"] if fields["delay"] is None else fields["delay"]
-        rest = {key: value for key, value in fields.items() if key != "delay"}
-        weights = arrays[f"weight/{number}"]
-        projections.append(LavaProjection(weight_mantissa=weights, delay=delay, **rest))
     return LavaJob(
         inputs={name: arrays[f"input/{name}"] for name in body["inputs"]},
-        populations=populations,
-        projections=tuple(projections),
+        populations={
+            name: _item(values, f"population/{name}", arrays)
+            for name, values in body["populations"].items()
+        },
+        projections=tuple(
+            _item(values, f"projection/{number}", arrays)
+            for number, values in enumerate(body["projections"])
+        ),
         n_steps=body["n_steps"],
         hold=body["hold"],
         probes=LavaProbes(**{key: tuple(names) for key, names in body["probes"].items()}),
         samples=body["samples"],
+        drives=tuple(LavaDrive(**drive) for drive in body["drives"]),
+        current_overflow=body["current_overflow"],
     )

@@ -1,0 +1,33 @@
+"""What of a network each backend cannot run, with the reason: the one table of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nmtool.chip import BackendName, HardwareConfig
+from nmtool.compiler.features import Feature
+
+Limits = Mapping[Feature, str]
+
+LIMITS: Mapping[BackendName, Limits] = {
+    "emulator": {},
+    "reference": {},
+    "lava-sim": {
+        "refractory delay": (
+            "Lava has a refractory neuron in floating point only (lava.proc.lif.models); the "
+            "emulator and the reference run it"
+        ),
+    },
+}
+
+FAULT_LIMITS: Limits = dict.fromkeys(
+    ("delta", "sigma delta", "sigma", "graded input", "bias input"),
+    "the fault model knows spikes, not graded messages or registers",
+)
+"""What no simulator runs with faults."""
+
+
+def limits_of(hardware: HardwareConfig) -> Limits:
+    """What of a network a target cannot run, with the reason."""
+    limits = LIMITS.get(hardware.backend, {})
+    return {**limits, **FAULT_LIMITS} if hardware.faults else limits
