@@ -71,7 +71,7 @@ def compile(
     return compile_program(network, load_chip(chip), weight_bits, steps)
 
 
-def open(program: Program | str | Path, hw: str | HardwareConfig) -> Session:
+def open(program: Program | str | Path, hw: str | HardwareConfig = "emulator") -> Session:
     """Load a program, or the file of one, on a target, by name or YAML file.
 
     Raises:

@@ -182,7 +182,7 @@ class HardwareConfig(Strict):
     schema_: Literal["nmtool.hardware/v1"] = Field(alias="schema")
     name: str
     chip: str
-    backend: BackendName
+    backend: BackendName = "emulator"
     weight_bits: Literal[1, 2, 3, 4, 5, 6, 8] | None = None
     faults: Faults | None = None
     current_overflow: Literal["chip", "lava"] = "chip"

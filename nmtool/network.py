@@ -23,6 +23,7 @@ from nmtool.operations import (
     Shape,
     chain_shape,
     count_weighted,
+    numbers_its_target,
     weighted,
     with_weight,
 )
@@ -306,6 +307,11 @@ def _check_drive(name: str, source: Input, driven: str, populations: Mapping[str
             f"input {name}: found spikes that drive {driven}, allowed graded values or a "
             "bias; spikes go through a projection"
         )
+    if source.kind == "bias" and model_of(populations[driven]) != "cuba":
+        raise ConfigError(
+            f"input {name}: found a bias that drives {driven}, allowed for CUBA neurons; "
+            "sigma-delta neurons take graded values"
+        )
     if source.size != populations[driven].size:
         raise ConfigError(
             f"input {name}: found {source.size} lines, allowed "
@@ -341,7 +347,10 @@ def _check_projection(
         shape = chain_shape(projection.operations, source)
     except ConfigError as error:
         raise ConfigError(f"projection {name}: {error}") from None
-    if not _same_shape(shape, target):
+    same_size = np.prod(shape) == np.prod(target)
+    if not (numbers_its_target(projection.operations) and same_size) and not _same_shape(
+        shape, target
+    ):
         raise ConfigError(
             f"projection {name}: found that it ends in the shape {shape}, allowed {target} as "
             f"{projection.target} has; Flatten() puts (x, y, channel) on one axis"
@@ -391,6 +400,14 @@ def _check_neuron(name: str, population: Population) -> None:
         )
 
 
+def model_of(population: Any) -> str:
+    """The neuron model of a Population or a QuantizedPopulation, as the latter names it."""
+    models = {CubaLif: "cuba", Delta: "delta", SigmaDelta: "sigma_delta", Sigma: "sigma"}
+    if isinstance(population, Population):
+        return models[type(population.neuron)]
+    return str(population.model)
+
+
 def beyond_dense_cuba(
     inputs: Mapping[str, Input],
     populations: Mapping[str, Any],
@@ -405,8 +422,7 @@ def beyond_dense_cuba(
             yield f"input {name}: found {source.kind} values, allowed spikes"
     for name, population in populations.items():
         neuron = getattr(population, "neuron", population)
-        model = getattr(population, "model", type(neuron).__name__)
-        if model not in ("cuba", "CubaLif"):
+        if (model := model_of(population)) != "cuba":
             yield f"population {name}: found {model} neurons, allowed CUBA neurons"
         elif neuron.refractory_delay != 1:
             yield f"population {name}: found a refractory delay, allowed none (1)"

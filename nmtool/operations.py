@@ -136,7 +136,7 @@ class Conv:
     def output_shape(self, shape: Shape) -> Shape:
         """The shape (x, y, channels out)."""
         _three_axes("conv", shape)
-        if self.weight.ndim != 4:
+        if self.weight.ndim != 4 or 0 in self.weight.shape:
             raise ConfigError(
                 f"conv: found weights of shape {self.weight.shape}, "
                 "allowed (channels out, kernel x, kernel y, channels in / groups)"
@@ -147,6 +147,8 @@ class Conv:
                 f"conv: found {channels_in} channels x {self.groups} groups in and {channels_out} "
                 f"channels out, allowed {shape[2]} channels in and a multiple of the groups out"
             )
+        if min(self.dilation) < 1:
+            raise ConfigError(f"conv: found the dilation {self.dilation}, allowed 1 or more")
         window = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True)]
         return (*_window_shape("conv", shape, window, self.stride, self.padding), channels_out)
 
@@ -218,12 +220,13 @@ class SumPool:
         """The sums of x, shape (samples, source)."""
         out, grown = self.output_shape(shape), self._grown(shape)
         beyond = [(0, grown[a] - shape[a]) for a in range(3)]
-        image = np.pad(x.reshape(-1, *shape), ((0, 0), *beyond))
+        numbers = x.astype(np.int64) if x.dtype == np.bool_ else x
+        image = np.pad(numbers.reshape(-1, *shape), ((0, 0), *beyond))
         padded = _padded(image, self.padding)
         windows = [
             _strided(padded, offset, self.stride, out) for offset in np.ndindex(*self.kernel)
         ]
-        return np.asarray(sum(windows, np.zeros((), x.dtype))).reshape(x.shape[0], -1)
+        return np.asarray(sum(windows[1:], windows[0])).reshape(x.shape[0], -1)
 
     def connections(self, shape: Shape) -> Connections:
         """Every neuron to the windows that it lies in."""
@@ -313,6 +316,12 @@ def weighted(operations: Chain) -> Weighted:
     """The one operation of a chain that has weights."""
     (found,) = (operation for operation in operations if isinstance(operation, WEIGHTED))
     return found
+
+
+def numbers_its_target(operations: Chain) -> bool:
+    """Whether a chain ends in a matrix, whose rows are numbered as the neurons of its target."""
+    shaping = [operation for operation in operations if not isinstance(operation, Scale)]
+    return bool(shaping) and isinstance(shaping[-1], Dense | Sparse)
 
 
 def count_weighted(operations: Chain) -> int:

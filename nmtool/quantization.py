@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -97,6 +97,14 @@ class QuantizedPopulation:
     activation: Activation = "relu"
     spike_exponent: int = 0
     state_exponent: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("model", Model), ("activation", Activation)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ConfigError(
+                    f"population.{name}: found {getattr(self, name)!r}, "
+                    f"allowed {', '.join(get_args(allowed))}"
+                )
 
     @property
     def size(self) -> int:

@@ -11,12 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nmtool.errors import ConfigError
-from nmtool.fixedpoint import STATE_LIMIT, BoolArray, FloatArray, IntArray
+from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
 
 IndexArray: TypeAlias = npt.NDArray[np.int32]
-
-PAYLOAD_MAX = STATE_LIMIT - 1
-"""Graded messages that a user sends in have 24 bits, as Lava's ports carry them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,11 +231,12 @@ def _check_values(dense: npt.NDArray[Any], graded: bool) -> None:
     if dense.dtype == np.bool_:
         return
     if graded:
-        wrong = (dense != np.rint(dense)) | (np.abs(dense) > PAYLOAD_MAX)
+        whole = dense == np.rint(dense)
+        limits = np.iinfo(np.int32)
+        wrong = ~whole | (dense < limits.min) | (dense > limits.max)
         if np.any(wrong):
             raise ConfigError(
-                f"graded raster: found {dense[wrong][0]}, allowed whole numbers up to "
-                f"+-{PAYLOAD_MAX} (24 bits with their sign)"
+                f"graded raster: found {dense[wrong][0]}, allowed whole numbers of 32 bits"
             )
     elif not np.all((dense == 0) | (dense == 1)):
         raise ConfigError(

@@ -1,7 +1,8 @@
 """The whole loop on handwritten digits, with nmtool's ordinary commands and the shipped files.
 
-Trains, compiles, runs on the reference and on Lava's fixed-point simulation, compares spike for
-spike, and learns from the measured spikes of a simulator with invented defects. Ends with a table,
+Trains, compiles, runs on the reference, on the emulator and on Lava's fixed-point simulation,
+compares spike for spike, and learns from the measured spikes of an emulator with invented defects.
+Ends with a table,
 ``summary.json`` and two figures in the run folder.
 """
 
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+TARGETS = ("reference", "emulator", "lava-sim")
+COMPARED = ("trainer_reference", "reference_emulator", "reference_lava_sim")
 COLUMNS = ("fault_free", "transfer", "simulation", "readout", "loop")
 SHORT = {
     "train": ["-s", "train.epochs=3", "-s", "checks=[]"],
@@ -61,7 +64,7 @@ def _commands(run: Path, extra: dict[str, list[str]], force: bool) -> dict[str, 
     """The documents that the commands print, by name."""
     again = ["--force"] if force else []
     program, faulty = str(run / "program.h5"), str(run / "program-faulty.h5")
-    recordings = {name: str(run / f"{name}.h5") for name in ("reference", "lava-sim", "faulty")}
+    recordings = {name: str(run / f"{name}.h5") for name in (*TARGETS, "faulty")}
     probe = ["--probe", "spikes,current,voltage"]
 
     def nmtool(*words: str) -> Any:
@@ -82,16 +85,17 @@ def _commands(run: Path, extra: dict[str, list[str]], force: bool) -> dict[str, 
         "train": nmtool("train", experiment, "-o", str(run), *extra.get("train", []), *again),
         "compile": nmtool("compile", str(run), "--hw", "loihi2", "-o", program, *again),
     }
-    for target in ("reference", "lava-sim"):
+    for target in TARGETS:
         results[target] = nmtool(
             "deploy", program, "--hw", target, *probe, "-o", recordings[target], *again
         )
     results["trainer_reference"] = nmtool(
         "compare", f"trainer:{run}", recordings["reference"], "--program", program
     )
-    results["reference_lava_sim"] = nmtool(
-        "compare", recordings["reference"], recordings["lava-sim"], "--program", program
-    )
+    for target in TARGETS[1:]:
+        results[f"reference_{target.replace('-', '_')}"] = nmtool(
+            "compare", recordings["reference"], recordings[target], "--program", program
+        )
     results["compile_faulty"] = nmtool(
         "compile", str(run), "--hw", "loihi2-faulty", "-o", faulty, *again
     )
@@ -126,13 +130,12 @@ def _summary(documents: dict[str, Any]) -> dict[str, Any]:
             "logistic_regression": trained["logistic_regression"],
             "trained": trained["test"],
             "quantized": trained["quantized"],
-            "reference": documents["reference"]["measured"]["accuracy"]["value"],
-            "lava_sim": documents["lava-sim"]["measured"]["accuracy"]["value"],
+            **{
+                target.replace("-", "_"): documents[target]["measured"]["accuracy"]["value"]
+                for target in TARGETS
+            },
         },
-        "differing_spikes": {
-            name: documents[name]["differing_spikes"]
-            for name in ("trainer_reference", "reference_lava_sim")
-        },
+        "differing_spikes": {name: documents[name]["differing_spikes"] for name in COMPARED},
         "faulty": {name: documents["finetune"]["columns"][name] for name in COLUMNS},
     }
 
@@ -143,10 +146,11 @@ def _failures(summary: dict[str, Any], short: bool) -> list[str]:
     mean = {name: faulty[name]["mean"] for name in COLUMNS}
     bars = {
         "no differing spike": not any(summary["differing_spikes"].values()),
-        "same accuracy after quantising, on reference and on lava-sim": (
+        "same accuracy after quantising, on reference, emulator and lava-sim": (
             accuracy["trained"]
             == accuracy["quantized"]
             == accuracy["reference"]
+            == accuracy["emulator"]
             == accuracy["lava_sim"]
         ),
     }
@@ -166,7 +170,7 @@ def _table(summary: dict[str, Any], run: Path) -> str:
     lines += [f"  {name:22}{value:8.4f}" for name, value in summary["accuracy"].items()]
     lines += ["differing spikes, all populations and steps"]
     lines += [f"  {name:22}{value:8d}" for name, value in summary["differing_spikes"].items()]
-    lines += ["4-bit weights on a simulator with invented defects (not a chip): mean, std, seeds"]
+    lines += ["4-bit weights on the emulator with invented defects (not a chip): mean, std, seeds"]
     for name, column in summary["faulty"].items():
         seeds = " ".join(f"{value:.4f}" for value in column["seeds"])
         lines.append(f"  {name:22}{column['mean']:8.4f}{column['std']:8.4f}  {seeds}")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nmtool.compiler import Program
 from nmtool.compiler.features import Feature, features
 from nmtool.errors import ConfigError, UnsupportedError
-from nmtool.fixedpoint import BIAS_MANTISSA, IntArray
+from nmtool.fixedpoint import BIAS_MANTISSA, STATE_LIMIT, IntArray
 from nmtool.quantization import QuantizedNetwork
 from nmtool.spikes import SpikeTrain
 
@@ -274,6 +274,11 @@ def _checked(network: QuantizedNetwork, name: str, train: SpikeTrain, steps: int
         )
     if train.payload is not None and not source.graded:
         raise ConfigError(f"input {name}: found graded values, allowed spikes")
+    if train.payload is not None and np.any(np.abs(train.payload) >= STATE_LIMIT):
+        raise ConfigError(
+            f"input {name}: found values of {train.payload.min()} to {train.payload.max()}, "
+            f"allowed up to +-{STATE_LIMIT - 1}: messages have 24 bits"
+        )
     fit = train.with_steps(steps)
     if source.graded and fit.payload is None:
         fit = replace(fit, payload=np.ones(fit.neuron.shape, dtype=np.int32))

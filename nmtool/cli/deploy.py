@@ -24,7 +24,7 @@ from nmtool.provenance import provenance
 
 @click.command("deploy")
 @click.argument("program", type=FILE)
-@click.option("--hw", required=True, help="Target by name or YAML file.")
+@click.option("--hw", default="emulator", show_default=True, help="Target by name or YAML file.")
 @input_options
 @click.option("--labels", type=FILE, metavar="FILE.npy", help="Classes of --input.")
 @click.option("--probe", help="What to record: spikes,current,voltage, or voltage:NAME.")

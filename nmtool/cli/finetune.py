@@ -120,7 +120,7 @@ def _study(
 
     if hardware.faults:
         note(options, f"{hardware.name} is a simulator with invented defects, not a chip")
-    healthy = hardware.model_copy(update={"backend": "reference", "faults": None})
+    healthy = hardware.model_copy(update={"backend": "emulator", "faults": None})
     shadow = {
         name: projection.weight.astype(np.float64)
         for name, projection in network.projections.items()

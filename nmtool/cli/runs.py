@@ -93,7 +93,7 @@ def input_options(function: Callable[..., None]) -> Callable[..., None]:
             "input_file",
             type=FILE,
             metavar="FILE.npy",
-            help="Spike rasters ([samples,] neurons, steps), or raw samples with --encode.",
+            help="Rasters ([samples,] neurons, steps), or raw samples with --encode.",
         ),
         click.option(
             "--data", metavar="NAME:SPLIT", help="Data set [default: the program's, test]."
@@ -137,7 +137,8 @@ def gather_input(
             raise ConfigError("--encode: the program holds no encoding, give spike rasters instead")
         spikes = encode(values, network.data.encoding)
     else:
-        spikes = SpikeTrain.from_raster(values)
+        graded = any(source.graded for source in network.inputs.values())
+        spikes = SpikeTrain.from_raster(values, graded)
     labels = _labels(labels_file, network) if labels_file else None
     return Given(spikes, labels, input_file)
 

@@ -101,12 +101,24 @@ def _population(name: str, population: QuantizedPopulation, chip: ChipSpec) -> l
 
 def _sigma_delta(name: str, population: QuantizedPopulation) -> list[str]:
     problems: list[str] = []
-    align = population.spike_exponent + population.state_exponent
-    _range(problems, f"{name}.spike_exponent", population.spike_exponent, 0, STATE_BITS)
-    _range(problems, f"{name}.state_exponent", population.state_exponent, 0, STATE_BITS)
-    _range(problems, f"{name}.threshold", population.threshold, 0, (STATE_LIMIT - 1) >> align)
+    spike, state = population.spike_exponent, population.state_exponent
+    if population.model == "sigma":
+        for key in ("threshold", "spike_exponent", "state_exponent"):
+            _range(problems, f"{name}.{key}", getattr(population, key), 0, 0)
+    elif min(spike, state) < 0 or spike + state >= STATE_BITS:
+        problems.append(
+            f"{name}: found the exponents {spike} (spike) and {state} (state), allowed from 0, "
+            f"below {STATE_BITS} together"
+        )
+    else:
+        limit = (STATE_LIMIT - 1) >> (spike + state)
+        _range(problems, f"{name}.threshold", population.threshold, 0, limit)
+        if np.any(population.bias_mantissa):
+            align = spike + state
+            _range(problems, f"{name}.bias_exponent", population.bias_exponent, align, align)
+    allowed = MESSAGE_BIAS if population.model == "sigma_delta" else (0, 0)
     for extreme in (population.bias_mantissa.min(), population.bias_mantissa.max()):
-        _range(problems, f"{name}.bias_mantissa", int(extreme), *MESSAGE_BIAS)
+        _range(problems, f"{name}.bias_mantissa", int(extreme), *allowed)
     return problems
 
 

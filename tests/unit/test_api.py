@@ -65,7 +65,7 @@ def test_a_program_for_another_chip_or_other_weights_is_refused():
     nmtool.open(nmtool.compile(NETWORK, weight_bits=4), "loihi2-faulty").close()
 
 
-@pytest.mark.parametrize("backend", ["emulator", "lava-loihi"])
+@pytest.mark.parametrize("backend", ["lava-loihi"])
 def test_a_backend_that_is_not_there_yet_is_refused(backend):
     hardware = load_hardware("reference", [f"backend={backend}"])
     with pytest.raises(UnsupportedError, match=f"found the backend {backend}, which this version"):

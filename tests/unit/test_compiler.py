@@ -1,19 +1,25 @@
 from dataclasses import replace
 
 import numpy as np
+import oracle
 import pytest
 import strategies as nets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmtool.backends import ReferenceBackend
+from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import SynapseFormat, load_chip
 from nmtool.compiler import ResetSchedule, compile_program
 from nmtool.config import Check, Data, RateEncoding, Readout
 from nmtool.errors import ArtifactError, ConfigError, FitError
-from nmtool.network import CubaLif, Input, Network, Population, Projection
-from nmtool.operations import Dense
-from nmtool.quantization import quantize
+from nmtool.network import CubaLif, Input, Network, PeriodicReset, Population, Projection
+from nmtool.operations import Conv, Dense, Flatten, Scale, Sparse, SumPool
+from nmtool.quantization import (
+    QuantizedNetwork,
+    QuantizedPopulation,
+    QuantizedProjection,
+    quantize,
+)
 from nmtool.spikes import SpikeTrain
 
 CHIP = nets.CHIP
@@ -246,3 +252,123 @@ def test_latency_is_when_the_first_output_spike_comes(network):
     spikes = {name: SpikeTrain.from_raster(raster) for name, raster in impulse.items()}
     output = ReferenceBackend().open(program).run(spikes).spikes[eager.outputs[0]]
     assert output.step.min() == program.latency
+
+
+# Every kind
+
+ZERO = np.zeros(4, dtype=np.int64)
+SMALL = SynapseFormat(8, 0, "mixed")
+BLOCK = np.arange(4).reshape(1, 2, 2, 1) * 2
+
+
+def everything(inputs=None, **changes):
+    """A driven delta encoder, a convolution to sigma-delta neurons, and what changes."""
+    parts = {
+        "x": QuantizedPopulation((3, 3, 1), 0, 0, 5, np.tile(ZERO[0], 9), 3, model="delta"),
+        "y": QuantizedPopulation((2, 2, 1), 0, 0, 5, ZERO, 0, model="sigma_delta"),
+        "z": QuantizedPopulation((4,), 9, 9, 9, ZERO),
+        "xy": QuantizedProjection("x", "y", (Conv(BLOCK),), SMALL),
+        "yz": QuantizedProjection("y", "z", (Flatten(), Scale(np.full(1, 2))), SMALL),
+    }
+    parts |= {name: replace(parts[name], **change) for name, change in changes.items()}
+    return QuantizedNetwork(
+        "everything",
+        "loihi2",
+        inputs or {"in": Input((3, 3, 1), "graded", "x")},
+        {name: parts[name] for name in "xyz"},
+        {name: parts[name] for name in ("xy", "yz")},
+        ("z",),
+    )
+
+
+DIFFERENT = {
+    "nothing": {},
+    "refractory": {"z": {"refractory_delay": 2}},
+    "reset": {"z": {"reset": PeriodicReset(4)}},
+    "reset offset": {"z": {"reset": PeriodicReset(4, 1)}},
+    "model": {"y": {"model": "sigma"}},
+    "activation": {"y": {"activation": "unit"}},
+    "spike exponent": {"y": {"spike_exponent": 1}},
+    "state exponent": {"y": {"state_exponent": 1}},
+    "axonal delay": {"z": {"axonal_delay": 1}},
+    "axonal delays": {"z": {"axonal_delay": np.array([1, 1, 1, 1])}},
+    "other axonal delays": {"z": {"axonal_delay": np.array([1, 1, 1, 2])}},
+    "weights": {"xy": {"operations": (Conv(BLOCK + 2),)}},
+    "weights the other way": {"xy": {"operations": (Conv(BLOCK.transpose(0, 2, 1, 3)),)}},
+    "stride and padding": {"xy": {"operations": (Conv(BLOCK, (2, 1), (1, 0)),)}},
+    "dilation and padding": {"xy": {"operations": (Conv(BLOCK, (2, 1), (1, 0), (2, 1)),)}},
+    "pool": {"xy": {"operations": (SumPool((2, 2), (1, 1)), Scale(np.full(1, 2)))}},
+    "pool stride": {"xy": {"operations": (SumPool((1, 1), (2, 2)), Scale(np.full(1, 2)))}},
+    "pool after": {"xy": {"operations": (Scale(np.full(1, 2)), SumPool((2, 2), (1, 1)))}},
+    "dense": {"yz": {"operations": (Dense(np.eye(4, dtype=int) * 2),)}},
+    "flatten": {"yz": {"operations": (Flatten(), Dense(np.eye(4, dtype=int) * 2))}},
+    "sparse": {"yz": {"operations": (Sparse(np.full(4, 2), np.arange(4), np.arange(4), (4, 4)),)}},
+    "sparse elsewhere": {
+        "yz": {"operations": (Sparse(np.full(4, 2), np.arange(4)[::-1], np.arange(4), (4, 4)),)}
+    },
+    "input shape": {"inputs": {"in": Input((9,), "graded", "x")}},
+    "input kind": {"inputs": {"in": Input((4,), "bias", "z")}},
+    "input drives": {"inputs": {"in": Input((4,), "graded", "z")}},
+    "input drives nothing": {"inputs": {"in": Input((4,), "graded")}},
+    "input of spikes": {"inputs": {"in": Input((4,))}},
+}
+
+
+def test_every_field_changes_the_fingerprint():
+    base = compile_program(everything(), CHIP)
+    prints = {
+        name: replace(base, network=everything(**changes)).fingerprint
+        for name, changes in DIFFERENT.items()
+    }
+    assert len(set(prints.values())) == len(prints), prints
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"z": {"refractory_delay": 0}}, "z.refractory_delay: found 0, allowed 1 to 63"),
+        ({"z": {"refractory_delay": 64}}, "z.refractory_delay: found 64"),
+        ({"z": {"axonal_delay": np.array([0, -1, 0, 0])}}, "z.axonal_delay: found -1, allowed 0"),
+        ({"z": {"axonal_delay": np.array([0, 0, 63, 0])}}, "z.axonal_delay: found 63"),
+        ({"y": {"axonal_delay": np.array([0, 0, 2, 0])}, "yz": {"delay": 61}}, "63 steps together"),
+        ({"y": {"threshold": -1}}, "y.threshold: found -1, allowed 0 to 8388607"),
+        ({"y": {"threshold": 2**23}}, "y.threshold: found 8388608"),
+        ({"y": {"state_exponent": 4, "threshold": 2**19}}, "allowed 0 to 524287"),
+        ({"y": {"state_exponent": 25}}, r"y: found the exponents 0 \(spike\) and 25 \(state\)"),
+        ({"y": {"spike_exponent": -1}}, r"found the exponents -1 \(spike\)"),
+        ({"y": {"bias_mantissa": ZERO + 2**15}}, "y.bias_mantissa: found 32768, allowed -32768"),
+        ({"y": {"bias_mantissa": ZERO - 2**15 - 1}}, "y.bias_mantissa: found -32769"),
+        ({"yz": {"operations": (Scale(np.full(1, 3)),)}}, "the weight mantissa 3 at"),
+    ],
+)
+def test_design_rules_cover_every_kind(changes, message):
+    if "operations" in changes.get("yz", {}):
+        changes = {"yz": {"operations": (Flatten(), *changes["yz"]["operations"])}}
+    with pytest.raises(FitError, match=message):
+        compile_program(everything(**changes), CHIP)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [("decay_u", -1, 0), ("decay_v", 4096, 4095), ("threshold", 131072, 131071)],
+)
+def test_values_for_simulators_are_named_with_what_the_chip_would_get(key, value, instead):
+    program = compile_program(everything(z={key: value}), CHIP)
+    assert program.simulators_only == (
+        f"z.{key}: {value} runs on simulators only; lava-loihi would get {instead}",
+    )
+    assert compile_program(everything(z={key: instead}), CHIP).simulators_only == ()
+
+
+@given(nets.any_networks(longest=20))
+def test_latency_is_the_first_possible_arrival_of_any_kind(network):
+    arrival = {}
+    for name, source in network.inputs.items():
+        arrival |= {(source.drives or name, i): 0 for i in range(source.size)}
+    ways = list(oracle.synapses(network))
+    for _ in range(sum(network.sizes.values())):
+        for source, i, target, j, steps, _ in ways:
+            reached = arrival.get((source, i), np.inf) + steps
+            arrival[target, j] = min(arrival.get((target, j), np.inf), reached)
+    first = min((t for (name, _), t in arrival.items() if name in network.outputs), default=0)
+    assert compile_program(network, CHIP).latency == (0 if first == np.inf else first)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nmtool.backends import ReferenceBackend
 from nmtool.backends.faults import draw, read_back
+from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import Faults, load_hardware
 from nmtool.compiler import compile_program
 from nmtool.network import CubaLif, Input, Network, Population, Projection
@@ -173,7 +173,7 @@ def test_spikes_are_lost_at_the_rate_asked():
     rng = np.random.default_rng(0)
     defects = draw(WIDE, Faults(spike_loss=0.2))
     spikes = rng.random((200, 300)) < 0.5
-    kept = defects.deliver(spikes, rng)
+    kept = defects.deliver(spikes, run=0, node=1, step=2)
     assert not np.any(kept & ~spikes)
     lost = 1 - kept.sum() / spikes.sum()
     assert abs(lost - 0.2) < 5 * np.sqrt(0.16 / spikes.sum())

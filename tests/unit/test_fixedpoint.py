@@ -100,3 +100,8 @@ def test_a_neuron_fires_strictly_above_its_threshold(threshold):
     at = threshold * 64
     assert fp.fires(np.array([at - 1, at, at + 1]), threshold).tolist() == [False, False, True]
     assert fp.scaled(threshold) == at
+
+
+@given(st.lists(st.integers(-(2**40), 2**40), min_size=1))
+def test_words_of_32_bits_equal_the_oracle(xs):
+    assert fp.wrap_word(xs).tolist() == [oracle.word(x) for x in xs]

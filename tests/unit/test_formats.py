@@ -14,8 +14,8 @@ import strategies as nets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmtool.backends import ReferenceBackend
 from nmtool.backends.faults import draw
+from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import Faults
 from nmtool.compiler import Program, compile_program
 from nmtool.config import Check, Data, RateEncoding, Readout
@@ -442,3 +442,30 @@ def test_a_recording_keeps_what_was_absent_absent(tmp_path):
     save(tmp_path / "r.h5", recording)
     back = load(tmp_path / "r.h5")
     assert (list(back.spikes), list(back.current), list(back.voltage)) == ([], [], ["alpha"])
+
+
+# Every kind
+
+
+@settings(max_examples=30)
+@given(nets.any_real_networks(), nets.any_programs(8))
+def test_networks_and_programs_of_every_kind_come_back(tmp_path, network, program):
+    for artifact in (network, program.network, program):
+        save(tmp_path / "a.h5", artifact)
+        back = load(tmp_path / "a.h5")
+        assert_same_artifact(back, artifact)
+    assert back.fingerprint == program.fingerprint
+
+
+@settings(max_examples=30)
+@given(nets.any_programs(8), st.booleans())
+def test_recordings_with_messages_come_back(tmp_path, program, batched):
+    inputs = nets.random_input(program.network, 2 if batched else 1, 8, 0)
+    if not batched:
+        inputs = {
+            n: nets.SpikeTrain.from_raster(t.batch()[0], t.payload is not None)
+            for n, t in inputs.items()
+        }
+    recording = ReferenceBackend().open(program).run(inputs, probe="spikes,current,voltage")
+    save(tmp_path / "r.h5", recording)
+    assert_same_artifact(load(tmp_path / "r.h5"), recording)

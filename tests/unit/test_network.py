@@ -5,7 +5,17 @@ import pytest
 
 from nmtool.config import LayerConfig, NetworkConfig, NeuronConfig, Readout
 from nmtool.errors import ConfigError, UnsupportedError
-from nmtool.network import CubaLif, Input, Network, Population, Projection, data_flow, from_config
+from nmtool.network import (
+    CubaLif,
+    Input,
+    Network,
+    PeriodicReset,
+    Population,
+    Projection,
+    data_flow,
+    from_config,
+)
+from nmtool.operations import Conv, Dense, Flatten, Sparse, SumPool
 
 NEURON = CubaLif(1.0, 0.25, 0.03)
 CUBA = NeuronConfig(kind="cuba", threshold=1.25, current_decay=0.25, voltage_decay=0.03)
@@ -130,3 +140,72 @@ def test_from_config_refuses_a_last_layer_without_a_neuron_for_every_class():
 def test_from_config_refuses_an_entry_function():
     with pytest.raises(UnsupportedError, match="found an entry function"):
         from_config(NetworkConfig(entry="a.b:c"), 9, 10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Input((4,), "bias"), "input d: found a bias that drives nothing, allowed the name of a"),
+        (Input((4,), "graded", "x"), "input d: found that it drives 'x', allowed first, second"),
+        (Input((4,), "spikes", "first"), "input d: found spikes that drive first, allowed graded"),
+        (Input((5,), "graded", "first"), "input d: found 5 lines, allowed 4 as first has neurons"),
+    ],
+)
+def test_inputs_that_drive_what_they_cannot_are_refused(source, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(NETWORK, inputs={**NETWORK.inputs, "d": source})
+
+
+def test_an_input_that_drives_has_no_synapses():
+    inputs = {"input": Input((6,), "graded", "first")}
+    populations = {"first": Population((6,), NEURON)}
+    with pytest.raises(ConfigError, match="found the source 'input', allowed first"):
+        Network("n", inputs, populations, {"p": dense("input", "first", 6, 6)}, ())
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        ((Conv(np.ones((1, 2, 2, 1))),), r"projection p: conv: found a source of shape \(2, 3\)"),
+        ((Flatten(),), r"ends in the shape \(6,\), allowed \(4,\) as first has; Flatten\(\) puts"),
+        ((), r"ends in the shape \(2, 3\), allowed \(4,\)"),
+        (
+            (Flatten(), Dense(np.ones((4, 5)))),
+            r"p: dense: found .* allowed \(target, 6\)",
+        ),
+        ((Sparse.from_matrix(np.ones((4, 5))),), "projection p: sparse: found 5 source neurons"),
+    ],
+)
+def test_a_chain_that_does_not_fit_its_ends_is_refused(chain, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(NETWORK, projections={"p": Projection("input", "first", chain)})
+
+
+def test_axes_of_length_1_may_differ_and_the_order_of_others_not():
+    inputs = {"in": Input((3, 2, 2))}
+
+    def pooled(shape):
+        chain = (SumPool((1, 2), (1, 2)),)
+        return Network(
+            "n", inputs, {"a": Population(shape, NEURON)}, {"p": Projection("in", "a", chain)}, ()
+        )
+
+    assert pooled((3, 1, 2)).sizes == pooled((3, 2)).sizes == {"in": 12, "a": 6}
+    for shape in [(2, 3), (6,), (2, 1, 3)]:
+        with pytest.raises(ConfigError, match="found that it ends in the shape"):
+            pooled(shape)
+
+
+def test_axonal_delays_of_another_shape_are_refused():
+    populations = {
+        **NETWORK.populations,
+        "first": Population((4,), NEURON, axonal_delay=np.zeros(3, int)),
+    }
+    with pytest.raises(ConfigError, match=r"found an axonal delay of shape \(3,\), allowed \(4,\)"):
+        replace(NETWORK, populations=populations)
+
+
+@pytest.mark.parametrize("interval", [0, -1])
+def test_a_reset_needs_an_interval(interval):
+    with pytest.raises(ConfigError, match=f"reset: found an interval of {interval}, allowed 1"):
+        PeriodicReset(interval)

@@ -1,20 +1,35 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
+import oracle
 import pytest
 import strategies as nets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmtool.backends import ReferenceBackend
+from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import SynapseFormat
 from nmtool.compiler import compile_program
 from nmtool.errors import ConfigError, FitError, UnsupportedError
 from nmtool.fixedpoint import STATE_LIMIT, exact_shift
-from nmtool.network import CubaLif, Input, Network, Population, Projection
+from nmtool.network import (
+    CubaLif,
+    Delta,
+    Input,
+    Network,
+    Population,
+    Projection,
+    Sigma,
+    SigmaDelta,
+)
+from nmtool.operations import Conv, Dense, Flatten, Scale, Sparse, SumPool
 from nmtool.quantization import (
+    QuantizedNetwork,
+    QuantizedPopulation,
+    QuantizedProjection,
     check_mantissa,
     choose_format,
+    dequantize,
     dequantize_weights,
     exact_exponents,
     quantize,
@@ -302,3 +317,157 @@ def test_a_bound_that_is_reached():
     spikes = nets.SpikeTrain.from_raster(np.ones((2, 4)))
     recording = ReferenceBackend().open(program).run(spikes, probe="current")
     assert state_bounds(network, 4)[0].current == recording.current["layer"].max() == 3 * 64 * 64
+
+
+# Every kind
+
+
+def assert_acts_alike(one, other):
+    """The same integers, whatever exponents hold them."""
+    for name, p in one.populations.items():
+        q = other.populations[name]
+        np.testing.assert_array_equal(p.bias, q.bias)
+        np.testing.assert_array_equal(p.axonal_delay, q.axonal_delay)
+        same = {"bias_mantissa": 0, "bias_exponent": 0, "axonal_delay": 0}
+        assert asdict(replace(p, **same)) == asdict(replace(q, **same))
+    for name, p in one.projections.items():
+        q = other.projections[name]
+        assert (p.source, p.target) == (q.source, q.target)
+        assert [type(o) for o in p.operations] == [type(o) for o in q.operations]
+        np.testing.assert_array_equal(p.weight, q.weight)
+        np.testing.assert_array_equal(p.delay, q.delay)
+
+
+def held(network):
+    """A network whose registers all fit the chip."""
+    limits = {"decay_u": 4095, "decay_v": 4095, "threshold": 2**17 - 1}
+    populations = {
+        name: p
+        if p.graded
+        else replace(p, **{k: min(max(getattr(p, k), 0), high) for k, high in limits.items()})
+        for name, p in network.populations.items()
+    }
+    return replace(network, populations=populations)
+
+
+@given(nets.any_networks())
+def test_dequantize_and_quantize_give_the_integers_back(network):
+    network = held(network)
+    back = quantize(dequantize(network), CHIP)
+    assert_acts_alike(network, back)
+    assert max((error.max_error for error in back.errors), default=0) == 0
+
+
+@given(nets.any_real_networks())
+def test_real_networks_of_every_kind_are_quantised_once(network):
+    once = quantize(network, CHIP)
+    compile_program(once, CHIP)
+    assert_acts_alike(once, quantize(dequantize(once), CHIP))
+
+
+def one_chain(*operations, shape=(2, 2, 1), target=(1,), delay=0):
+    return Network(
+        "chain",
+        {"input": Input(shape)},
+        {"layer": Population(target, NEURON)},
+        {"p": Projection("input", "layer", operations, delay)},
+        ("layer",),
+    )
+
+
+def test_a_chain_without_weights_gets_the_weight_1():
+    network = quantize(one_chain(SumPool((2, 2), (2, 2)), target=(1, 1, 1)), CHIP)
+    projection = network.projections["p"]
+    assert [type(operation) for operation in projection.operations] == [SumPool, Scale]
+    assert projection.weight.tolist() == [64]
+
+
+@pytest.mark.parametrize("target", [(2, 2, 1), (4,)])
+def test_two_operations_with_weights_become_their_product(target):
+    chain = (Conv(np.full((1, 1, 1, 1), 0.5)), *[Flatten()] * (len(target) == 1), Scale(np.ones(1)))
+    projection = quantize(one_chain(*chain, target=target), CHIP).projections["p"]
+    wanted = oracle.matrix(chain, (2, 2, 1)) * 64
+    assert sum(hasattr(operation, "weight") for operation in projection.operations) == 1
+    found = oracle.matrix(projection.operations, (2, 2, 1)) * 2.0**projection.weight_exponent
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_delays_for_weights_need_one_operation_that_has_any():
+    for chain in [(SumPool((2, 2), (2, 2)),), (Scale(np.ones(1)), Dense(np.ones((1, 4))))]:
+        with pytest.raises(ConfigError, match=r"found delays of shape \(1,\), allowed one number"):
+            one_chain(*chain, delay=np.zeros(1, dtype=np.int64))
+
+
+def test_clipped_weights_and_dead_rows_of_a_convolution():
+    weight = np.array([1000.0, 1e-9]).reshape(2, 1, 1, 1)
+    network = one_chain(Conv(weight), target=(2, 2, 2))
+    (error,) = (e for e in quantize(network, CHIP).errors if e.name == "p.weight")
+    assert (error.clipped, error.dead_rows) == (0.5, 4)
+
+
+def test_the_registers_of_sigma_delta_neurons_by_hand():
+    neuron = SigmaDelta(0.5, "unit", 3, 4)
+    network = one_layer(neuron=neuron, bias=np.array([-0.25]))
+    layer = quantize(network, CHIP).populations["layer"]
+    assert (layer.model, layer.activation, layer.threshold) == ("sigma_delta", "unit", 32)
+    assert layer.effective_threshold == 32 << 7
+    assert layer.bias.tolist() == [-16 << 7]
+
+
+@pytest.mark.parametrize(
+    ("neuron", "bias", "message"),
+    [
+        (CubaLif(1.0, 0.5, 0.5, 0), None, "refractory_delay: found 0 steps, allowed 1 to 63"),
+        (CubaLif(1.0, 0.5, 0.5, 64), None, "refractory_delay: found 64 steps, allowed 1 to 63"),
+        (Delta(-0.1), None, "layer.threshold: found -0.1"),
+        (Delta(33.0), None, r"layer.threshold: found 33 .* allowed 0 to 31.98"),
+        (SigmaDelta(np.nan), None, "layer.threshold: found a value that is not a finite"),
+        (Delta(0.0, -1), None, r"layer: found the exponents -1 \(spike\) and 6 \(state\)"),
+        (SigmaDelta(0.0, "relu", 12, 12), None, "allowed from 0, below 24 together"),
+        (SigmaDelta(0.0), 512.0, r"layer.bias: found 512 to 512, allowed -512 to 511.98"),
+        (SigmaDelta(0.0), np.inf, "layer.bias: found a value that is not a finite"),
+    ],
+)
+def test_parameters_outside_the_range_are_refused_by_name(neuron, bias, message):
+    bias = None if bias is None else np.array([bias])
+    with pytest.raises(FitError, match=message):
+        quantize(one_layer(neuron=neuron, bias=bias), CHIP)
+
+
+@pytest.mark.parametrize("neuron", [Delta(0.0), Sigma()])
+def test_neurons_without_a_bias_refuse_one(neuron):
+    with pytest.raises(ConfigError, match=f"a {type(neuron).__name__} neuron has no bias"):
+        one_layer(neuron=neuron, bias=np.zeros(1))
+
+
+def test_a_sparse_matrix_without_synapses_is_quantised():
+    empty = Sparse.from_matrix(np.zeros((1, 4)))
+    network = quantize(one_chain(empty), CHIP)
+    assert network.projections["p"].weight.size == 0
+    assert network.delay_max == 0
+
+
+@given(nets.any_networks(), st.integers(1, 12), st.integers(0, 999))
+def test_no_state_of_the_oracle_passes_its_bound(network, n_steps, seed):
+    inputs = nets.random_input(network, 1, n_steps, seed, density=0.9)
+    found = oracle.simulate(network, {k: t.batch()[0] for k, t in inputs.items()}, n_steps)
+    graded = {p.target for p in network.projections.values() if network.graded(p.source)}
+    graded |= {source.drives for source in network.inputs.values()}
+    bounds = {bound.population: bound for bound in state_bounds(network, n_steps)}
+    cuba = {name for name, p in network.populations.items() if p.model == "cuba"}
+    assert set(bounds) == cuba - graded
+    for name, bound in bounds.items():
+        assert np.abs(found["current", name]).max() <= bound.current
+        assert np.abs(found["voltage", name]).max() <= bound.voltage
+
+
+def test_a_bound_of_a_convolution_that_is_reached():
+    population = QuantizedPopulation((1, 1, 1), 4095, 0, 2**17 - 1, np.zeros(1, dtype=np.int64))
+    chain = (SumPool((2, 2), (2, 2)), Conv(np.full((1, 1, 1, 1), 6)))
+    projection = QuantizedProjection("input", "layer", chain, SynapseFormat(8, 0, "mixed"))
+    inputs = {"input": Input((2, 2, 1))}
+    network = QuantizedNetwork(
+        "pool", "loihi2", inputs, {"layer": population}, {"p": projection}, ("layer",)
+    )
+    found = oracle.simulate(network, {"input": np.ones((4, 3))}, 3)
+    assert state_bounds(network, 3)[0].current == found["current", "layer"].max() == 4 * 6 * 64

@@ -8,13 +8,13 @@ import strategies as nets
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nmtool.backends import ReferenceBackend
 from nmtool.backends.base import input_batch, resolve_probe
+from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import SynapseFormat
 from nmtool.compiler import compile_program
 from nmtool.errors import BoardTimeout, ConfigError, FitError
-from nmtool.network import Input
-from nmtool.operations import Dense
+from nmtool.network import Input, PeriodicReset
+from nmtool.operations import Dense, Scale, SumPool
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, QuantizedProjection
 from nmtool.spikes import SpikeTrain
 
@@ -41,6 +41,20 @@ def wanted(network, spikes, n_steps=STEPS):
 def test_every_spike_u_and_v_equals_the_scalar_oracle(program, seed, density):
     spikes = nets.random_input(program.network, 2, STEPS, seed, density)
     nets.assert_same(run(program, spikes), wanted(program.network, spikes))
+
+
+@settings(max_examples=200)
+@given(nets.any_programs(16), seeds, st.sampled_from([0.1, 0.6]), st.sampled_from([3, 2**23 - 1]))
+def test_everything_of_every_kind_equals_the_scalar_oracle(program, seed, density, largest):
+    inputs = nets.random_input(program.network, 2, 16, seed, density, largest)
+    nets.assert_same(run(program, inputs), wanted(program.network, inputs, 16))
+
+
+@settings(max_examples=30)
+@given(nets.any_programs(90, longest=62), seeds)
+def test_long_delays_of_every_kind_equal_the_scalar_oracle(program, seed):
+    inputs = nets.random_input(program.network, 1, 90, seed, 0.1)
+    nets.assert_same(run(program, inputs), wanted(program.network, inputs, 90))
 
 
 @settings(max_examples=20)
@@ -110,7 +124,7 @@ def test_a_current_that_overflows_wraps_and_is_counted():
     nets.assert_same(nets.arrays_of(recording), wanted(network, spikes, 10))
 
 
-@given(nets.programs(STEPS), seeds, st.permutations(range(4)))
+@given(nets.any_programs(STEPS), seeds, st.permutations(range(4)))
 def test_the_order_of_samples_never_matters(program, seed, order):
     spikes = nets.random_input(program.network, 4, STEPS, seed)
     shuffled = {name: train.select(order) for name, train in spikes.items()}
@@ -130,7 +144,11 @@ def test_every_run_of_a_session_starts_from_reset(program, seed):
     nets.assert_same(first, run(program, spikes))
 
 
-@given(nets.programs(STEPS), seeds, st.lists(st.integers(1, STEPS - 1), max_size=4))
+@given(
+    st.one_of(nets.programs(STEPS), nets.any_programs(STEPS)),
+    seeds,
+    st.lists(st.integers(1, STEPS - 1), max_size=4),
+)
 @example(compile_program(chain(2, 3), nets.CHIP, n_steps=STEPS), 0, [*range(1, STEPS)])
 def test_a_stream_in_chunks_equals_one_run(program, seed, cuts):
     spikes = nets.random_input(program.network, 2, STEPS, seed)
@@ -139,8 +157,8 @@ def test_a_stream_in_chunks_equals_one_run(program, seed, cuts):
         chunks = []
         for low, high in pairwise(edges):
             part = {
-                name: SpikeTrain.from_raster(train.batch()[..., low:high])
-                for name, train in spikes.items()
+                name: SpikeTrain.from_raster(t.batch()[..., low:high], t.payload is not None)
+                for name, t in spikes.items()
             }
             chunks.append(nets.arrays_of(session.stream(part, ALL)))
         session.reset()
@@ -284,3 +302,130 @@ def test_progress_and_timeout():
     assert seen == [(k, 5) for k in range(1, 6)]
     with pytest.raises(BoardTimeout, match="reference: not done after 1e-09 s at step 1 of 5"):
         ReferenceBackend(timeout=1e-9).open(CHAIN).run(FIVE)
+
+
+# What neurons and inputs of each kind do, by hand
+
+
+def alone(kind="graded", drives="a", reset=None, **registers):
+    """One input and one population of one neuron."""
+    plain = {"decay_u": 4095, "decay_v": 4096, "threshold": 0, "bias_mantissa": np.zeros(1, int)}
+    population = QuantizedPopulation((1,), **{**plain, **registers}, reset=reset)
+    return QuantizedNetwork(
+        "alone", "loihi2", {"input": Input((1,), kind, drives)}, {"a": population}, {}, ("a",)
+    )
+
+
+def messages(network, *values, **options):
+    program = compile_program(network, nets.CHIP, n_steps=len(values))
+    train = SpikeTrain.from_raster(np.array([values]), graded=True)
+    return {k[0]: a.ravel().tolist() for k, a in run(program, train, **options).items()}
+
+
+def test_a_refractory_neuron_pauses_while_its_current_goes_on():
+    found = messages(alone(refractory_delay=3, decay_u=-1), 1, 0, 0, 0, 0, 0)
+    assert found["spikes"] == [1, 0, 0, 1, 0, 0]
+    assert found["current"] == [64] * 6
+    assert found["voltage"] == [0] * 6
+
+
+def test_a_periodic_reset_clears_before_the_input_is_added():
+    network = alone(decay_u=-1, decay_v=0, threshold=131071, reset=PeriodicReset(3, -1))
+    assert messages(network, 1, 1, 1, 1)["current"] == [64, 128, 64, 128]
+    sigma = alone(model="sigma", reset=PeriodicReset(2))
+    assert messages(sigma, 1, 2, 3, 4)["spikes"] == [1, 3, 3, 7]
+
+
+def test_a_bias_input_is_added_at_the_step_itself():
+    network = alone("bias", bias_exponent=2, bias_mantissa=np.array([1]), threshold=131071)
+    assert messages(network, 5, 0, -7)["voltage"] == [24, 4, -24]
+
+
+def test_a_delta_encoder_keeps_what_it_did_not_send():
+    network = alone(model="delta", threshold=3, spike_exponent=1, state_exponent=2)
+    found = messages(network, 2, 4, 4, -9)
+    assert found["spikes"] == [0, 8, 0, -26]
+    assert found["voltage"] == [16, 32, 32, -72]
+
+
+@pytest.mark.parametrize(("kind", "acts"), [("relu", [2, 0, 0, 3]), ("unit", [2, -1, 0, 3])])
+def test_sigma_delta_neurons_send_the_change_of_their_activation(kind, acts):
+    found = messages(alone(model="sigma_delta", activation=kind), 2, -3, 1, 3)
+    assert found["current"] == [2, -1, 0, 3]
+    assert found["voltage"] == acts
+    assert np.cumsum(found["spikes"]).tolist() == acts
+
+
+def test_messages_fall_towards_minus_infinity():
+    network = alone(model="sigma_delta", activation="unit", state_exponent=2)
+    assert messages(network, 7, -8)["spikes"] == [1, -2]
+
+
+def test_messages_of_neurons_have_32_bits():
+    top = 2**23 - 1
+    assert messages(alone(model="sigma"), top, top, top)["spikes"] == [top, 2 * top, 3 * top]
+    around = alone(model="delta", spike_exponent=23)
+    assert messages(around, 2**8)["voltage"] == [-(2**31)]
+
+
+def test_pooled_spikes_are_counted():
+    pool = (SumPool((2, 2), (2, 2)), Scale(np.full(1, 2)))
+    network = alone("spikes", None, threshold=131071)
+    network = replace(
+        network,
+        inputs={"input": Input((2, 2, 1))},
+        projections={"p": QuantizedProjection("input", "a", pool, SynapseFormat(8, 0, "mixed"))},
+    )
+    program = compile_program(network, nets.CHIP, n_steps=2)
+    found = run(program, SpikeTrain.from_raster(np.ones((4, 2))))
+    assert found["current", "a"].tolist() == [[0, 8 * 64]]
+
+
+def test_a_network_without_inputs_runs_for_a_number_of_steps():
+    network = replace(alone(bias_mantissa=np.array([1])), inputs={})
+    program = compile_program(network, nets.CHIP)
+    recording = ReferenceBackend().open(program).run({}, n_steps=4)
+    assert recording.spikes["a"].to_raster().tolist() == [[True] * 4]
+    with pytest.raises(ConfigError, match="input: found 0 steps, allowed 1 or more"):
+        ReferenceBackend().open(program).run({})
+
+
+@pytest.mark.parametrize(
+    ("kind", "drives", "raster", "message"),
+    [
+        ("spikes", None, np.full((1, 2), 3), "input: found graded values, allowed spikes"),
+        ("bias", "a", np.full((1, 2), 4096), "bias mantissas of 4096 to 4096 in a, allowed -4096"),
+        ("bias", "a", np.full((1, 2), -4097), "bias mantissas of -4097 to -4097"),
+    ],
+)
+def test_values_that_an_input_does_not_take_are_refused(kind, drives, raster, message):
+    program = compile_program(alone(kind, drives), nets.CHIP)
+    with pytest.raises(ConfigError, match=message):
+        input_batch(program, SpikeTrain.from_raster(raster, graded=True))
+
+
+def test_spikes_into_a_graded_input_are_messages_of_1():
+    program = compile_program(alone(model="sigma"), nets.CHIP, n_steps=3)
+    assert run(program, SpikeTrain.from_raster(np.ones((1, 3))))["spikes", "a"].tolist() == [
+        [[1, 2, 3]]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "states", "refused"),
+    [
+        ("cuba", {"current", "voltage"}, None),
+        ("sigma_delta", {"current", "voltage"}, None),
+        ("delta", {"voltage"}, "current"),
+        ("sigma", {"current"}, "voltage"),
+    ],
+)
+def test_states_that_a_model_has_not_are_left_out_or_refused(model, states, refused):
+    program = compile_program(alone(model=model), nets.CHIP)
+    found = resolve_probe(program, ALL)
+    assert {quantity for quantity, names in found.items() if names} == {"spikes"} | states
+    if refused:
+        with pytest.raises(
+            ConfigError, match=f"found {refused}:a, .*a {model} neuron has no {refused}"
+        ):
+            resolve_probe(program, f"{refused}:a")

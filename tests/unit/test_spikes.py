@@ -134,3 +134,54 @@ def test_random_spikes_follow_their_probability_and_their_seed():
     np.testing.assert_array_equal(raster[:1], rate_random(intensity[:1], 400, 0.6, seed=3))
     assert not rate_random(np.zeros((1, 3)), 10, 1.0, seed=0).any()
     assert rate_random(np.ones((1, 3)), 10, 1.0, seed=0).all()
+
+
+@given(rasters(), st.integers(0, 999))
+def test_graded_raster_round_trip(raster, seed):
+    values = raster * np.random.default_rng(seed).integers(-(2**23) + 1, 2**23, raster.shape)
+    train = SpikeTrain.from_raster(values, graded=True)
+    assert train.to_raster().dtype == np.int64
+    np.testing.assert_array_equal(train.to_raster(), values)
+    np.testing.assert_array_equal(train.counts(), np.count_nonzero(values, axis=-1))
+
+
+@given(rasters(axes=(3,)), st.integers(1, 9))
+def test_more_steps_are_silent_steps(raster, more):
+    longer = np.pad(raster, ((0, 0), (0, 0), (0, more)))
+    n_steps = longer.shape[2]
+    for graded in (False, True):
+        train = SpikeTrain.from_raster(raster * 7 if graded else raster, graded)
+        found = train.with_steps(n_steps)
+        assert found == SpikeTrain.from_raster(longer * 7 if graded else longer, graded)
+        assert found.with_steps(train.n_steps) == train
+
+
+def test_fewer_steps_than_spikes_are_refused():
+    with pytest.raises(ConfigError, match=r"SpikeTrain\.step: found 0 to 3, allowed 0 to 2"):
+        entry((0, 0, 0), (1, 3, 2)).with_steps(3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offset": np.array([0, 1])}, r"offset: found shape \(2,\), allowed \(3,\)"),
+        ({"offset": np.array([0, 2, 1])}, "offset: found 0 to 1, allowed a rise from 0 to the 2"),
+        ({"offset": np.array([1, 2, 2])}, "offset: found 1 to 2"),
+        ({"offset": np.array([0, 3, 2])}, "allowed a rise from 0"),
+        ({"neuron": np.array([[0], [1]], dtype=np.int32)}, "neuron: found 2 axes, allowed 1"),
+        ({"neuron": np.array([1, 0], dtype=np.int32)}, "twice or out of order"),
+        ({"payload": np.array([1, 0], dtype=np.int32)}, "payload: found 0, which is no spike"),
+        ({"payload": np.array([1], dtype=np.int32)}, r"payload: found shape \(1,\)"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(changes, message):
+    fit = {"offset": np.array([0, 2, 2]), "neuron": np.array([0, 1], dtype=np.int32)}
+    assert len(SpikeTrain(**fit, n_samples=1, n_neurons=2, n_steps=2)) == 2
+    with pytest.raises(ConfigError, match=message):
+        SpikeTrain(**{**fit, **changes}, n_samples=1, n_neurons=2, n_steps=2)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, 2**31, -(2**31) - 1])
+def test_messages_are_whole_numbers_of_32_bits(value):
+    with pytest.raises(ConfigError, match=r"graded raster: found .*, allowed whole numbers of 32"):
+        SpikeTrain.from_raster(np.full((1, 2), value), graded=True)
