@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all bench lint format clean
 
 setup: $(READY)
 
@@ -23,6 +23,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python benchmarks/simulation.py --output runs/simulation.json --plot docs/figures/simulation.png
 
 lint: $(READY)
 	$(BIN)/ruff check .
