@@ -69,7 +69,7 @@ def test_all_errors_of_all_files_are_shown_at_once(nmtool, folder):
     text = (folder / "experiment.yaml").read_text()
     text = text.replace("epochs: 1", "epochs: 0").replace("seed: 3", "sead: 3")
     (folder / "experiment.yaml").write_text(text.replace("dense: 16", "dense: -16"))
-    (folder / "board.yaml").write_text("schema: nmtool.hardware/v1\nname: x\nchip: loihi2\n")
+    (folder / "board.yaml").write_text("schema: nmtool.hardware/v1\nname: x\n")
     done = nmtool("config", "check", "experiment.yaml", "board.yaml", "none.yaml", "--json")
     assert done.code == 3
     lines = done.err.splitlines()
@@ -105,7 +105,7 @@ def test_a_wrong_target_file(nmtool, hardware, lines, says):
     [
         ("referense", "did you mean reference?"),
         ("loihi2-fault", "did you mean loihi2-faulty?"),
-        ("cray", "allowed lava-sim, loihi2-faulty, reference"),
+        ("cray", "allowed emulator, lava-sim, loihi2-faulty, reference"),
         ("./none.yaml", "none.yaml: no such file"),
         ("run/", "run"),
     ],

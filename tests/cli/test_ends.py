@@ -16,6 +16,7 @@ import pytest
 
 from nmtool import formats
 from nmtool.backends import Recording
+from nmtool.backends.emulator import EmulatorSession
 from nmtool.backends.lava.compat import lava_missing
 from nmtool.backends.reference import ReferenceSession
 from nmtool.compiler import Program
@@ -335,7 +336,7 @@ def test_an_interrupted_study_is_continued_to_the_same_result(nmtool, folder, mo
     study = ["finetune", "run", "--hw", "loihi2-faulty", "-s", "finetune.rounds=3"]
     study += ["-s", "finetune.controls=[readout]"]
     assert nmtool(*study, "-o", "whole").code == 0
-    plain, count = ReferenceSession.run, []
+    plain, count = EmulatorSession.run, []
 
     def run(self, *arguments, **keywords):
         count.append(1)
@@ -344,7 +345,7 @@ def test_an_interrupted_study_is_continued_to_the_same_result(nmtool, folder, mo
         return plain(self, *arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ReferenceSession, "run", run)
+        patch.setattr(EmulatorSession, "run", run)
         assert nmtool(*study, "-o", "parts").code == 143
     assert nmtool(*study, "-o", "parts").code == 2
     assert nmtool(*study, "-o", "parts", "--resume", "-s", "finetune.lr=1").code == 6
