@@ -178,7 +178,7 @@ def _text(program: Program, path: Path, options: Options) -> str:
         "decay_u",
         "decay_v",
         "threshold",
-        "synapses",
+        "weights",
         "format",
         "delay",
     )

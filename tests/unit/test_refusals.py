@@ -1,0 +1,69 @@
+"""What no neuron has is refused, not ignored."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nmtool.backends.reference import ReferenceBackend
+from nmtool.chip import SynapseFormat, load_chip
+from nmtool.compiler import compile_program
+from nmtool.errors import ConfigError, FitError
+from nmtool.network import Input
+from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, QuantizedProjection
+from nmtool.spikes import SpikeTrain
+
+CHIP = load_chip("loihi2")
+ONE = QuantizedPopulation((1,), 0, 0, 0, np.zeros(1, np.int64))
+
+
+def alone(population, **inputs):
+    return QuantizedNetwork("n", "loihi2", inputs, {"a": population}, {}, ("a",))
+
+
+@pytest.mark.parametrize("model", ["sigma_delta", "delta", "sigma"])
+def test_a_bias_drives_cuba_neurons_only(model):
+    with pytest.raises(ConfigError, match="found a bias that drives a, allowed for CUBA neurons"):
+        alone(replace(ONE, model=model), i=Input((1,), "bias", "a"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spike_exponent": -1},
+        {"spike_exponent": 20, "state_exponent": 20},
+        {"bias_exponent": -1},
+        {"spike_exponent": 6, "state_exponent": 6, "bias_exponent": 3},
+    ],
+)
+def test_exponents_that_do_not_fit(change):
+    population = replace(ONE, bias_mantissa=np.ones(1, np.int64), model="sigma_delta")
+    with pytest.raises(FitError, match="^a"):
+        compile_program(alone(replace(population, **change)), CHIP)
+
+
+def test_a_delta_encoder_has_no_bias_and_a_sigma_decoder_no_threshold():
+    biased = replace(ONE, model="delta", bias_mantissa=np.ones(1, np.int64))
+    with pytest.raises(FitError, match=r"a\.bias_mantissa: found 1, allowed 0 to 0"):
+        compile_program(alone(biased), CHIP)
+    with pytest.raises(FitError, match=r"a\.threshold: found 5, allowed 0 to 0"):
+        compile_program(alone(replace(ONE, model="sigma", threshold=5)), CHIP)
+
+
+@pytest.mark.parametrize("change", [{"model": "izhikevich"}, {"activation": "tanh"}])
+def test_unknown_models_and_activations(change):
+    with pytest.raises(ConfigError, match=r"population\.(model|activation): found '"):
+        replace(ONE, **change)
+
+
+def test_values_of_a_graded_input_have_24_bits_and_messages_32():
+    sigma = replace(ONE, model="sigma")
+    synapse = QuantizedProjection.dense("i", "a", np.full((1, 1), 2), SynapseFormat(8, 0, "mixed"))
+    network = replace(alone(sigma, i=Input((1,), "graded")), projections={"j": synapse})
+    session = ReferenceBackend().open(compile_program(network, CHIP))
+    largest = SpikeTrain.from_raster(np.full((1, 3), 2**23 - 1), graded=True)
+    found = session.run(largest).spikes["a"]
+    assert found.to_raster().tolist() == [[0, 2**24 - 2, 2**25 - 4]]
+    assert found.select([0]).payload.max() == 2**25 - 4
+    with pytest.raises(ConfigError, match="allowed up to"):
+        session.run(SpikeTrain.from_raster(np.full((1, 3), 2**23), graded=True))
