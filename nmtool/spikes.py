@@ -72,8 +72,10 @@ class SpikeTrain:
                 f"SpikeTrain.neuron: found {index.min()} to {index.max()}, "
                 f"allowed 0 to {self.n_neurons - 1}"
             )
-        falls = np.flatnonzero(index[1:] <= index[:-1]) + 1
-        if falls.size and not np.all(_contains(self.offset, falls)):
+        rises = index[1:] > index[:-1]
+        begins = self.offset[(self.offset > 0) & (self.offset < index.size)]
+        rises[begins - 1] = True
+        if not rises.all():
             raise ConfigError(
                 "SpikeTrain: found spikes twice or out of order, allowed each once, sorted by "
                 "sample, then step, then neuron"
@@ -220,11 +222,6 @@ class SpikeTrain:
             and np.array_equal(self.neuron, other.neuron)
             and _same_payload(self.payload, other.payload)
         )
-
-
-def _contains(rising: IntArray, values: IntArray) -> BoolArray:
-    """Which values occur in an array that rises."""
-    return np.asarray(rising[np.searchsorted(rising, values)] == values)
 
 
 def _check_values(dense: npt.NDArray[Any], graded: bool) -> None:

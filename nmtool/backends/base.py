@@ -283,8 +283,11 @@ def _checked(network: QuantizedNetwork, name: str, train: SpikeTrain, steps: int
     if source.graded and fit.payload is None:
         fit = replace(fit, payload=np.ones(fit.neuron.shape, dtype=np.int32))
     if source.kind == "bias" and source.drives and fit.payload is not None and len(fit):
-        mantissa = network.populations[source.drives].bias_mantissa[fit.neuron] + fit.payload
         low, high = BIAS_MANTISSA
+        bias, payload = network.populations[source.drives].bias_mantissa, fit.payload
+        if bias.min() + payload.min() >= low and bias.max() + payload.max() <= high:
+            return fit
+        mantissa = bias[fit.neuron] + payload
         if mantissa.min() < low or mantissa.max() > high:
             raise ConfigError(
                 f"input {name}: found values that make bias mantissas of {mantissa.min()} to "

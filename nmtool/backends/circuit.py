@@ -6,6 +6,7 @@ worked out once, and new weights are filled in by one gather (:meth:`Layout.fill
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,8 @@ from nmtool.backends import kernel
 from nmtool.backends.faults import Defects
 from nmtool.backends.runs import RunTable, run_table
 from nmtool.compiler import Program
-from nmtool.fixedpoint import CURRENT_DECAY_OFFSET, DECAY_ONE, IntArray
+from nmtool.errors import FitError
+from nmtool.fixedpoint import CURRENT_DECAY_OFFSET, DECAY_ONE, IntArray, shift
 from nmtool.quantization import QuantizedPopulation
 
 Array = npt.NDArray[Any]
@@ -32,6 +34,10 @@ DRIVES = {"graded": kernel.DRIVE_X, "bias": kernel.DRIVE_BIAS}
 SHORT = 4
 """Runs of fewer synapses than this on average are stored synapse by synapse."""
 
+INT16_MAX, INT32_MAX = (1 << 15) - 1, (1 << 31) - 1
+LINES = 128
+"""Bytes that two threads should not share."""
+
 FULL = 4
 """A projection with at least one in so many of all synapses may be stored as a full matrix."""
 
@@ -45,24 +51,35 @@ class Layout:
     """
 
     tables: kernel.Circuit
-    places: Mapping[str, tuple[Array, IntArray]]
+    places: Mapping[str, tuple[Array, Array]]
 
     def fill(self, projection: str, weight: IntArray) -> None:
         """Put the weights of a projection, mantissa times 2^exponent, where they belong."""
         table, index = self.places[projection]
-        padded = np.append(weight.ravel(), 0)
-        table[:] = padded[index]
+        padded = np.zeros(weight.size + 1, dtype=np.int16)
+        padded[:-1] = weight.ravel()
+        np.take(padded, index, out=table, mode="wrap")
 
 
 def build(program: Program, defects: Defects | None = None) -> Layout:
-    """The tables of a program, its weights not yet filled in."""
+    """The tables of a program, its weights not yet filled in.
+
+    Raises:
+        FitError: neurons times delays are too many for the emulator's indices of 32 bits.
+    """
     net = program.network
     populations = list(net.populations.values())
-    lanes = [-(-p.size // kernel.BLOCK) * kernel.BLOCK for p in populations]
+    lanes = [_rounded(p.size, kernel.BLOCK) for p in populations]
     first = np.concatenate([[0], np.cumsum(lanes, dtype=np.int64)])
     place = {name: int(first[i]) for i, name in enumerate(net.populations)}
     node = {name: i for i, name in enumerate((*net.inputs, *net.populations))}
     names = sorted(net.projections, key=lambda name: node[net.projections[name].source])
+    depth = net.delay_max + 2
+    if (depth + 1) * int(first[-1]) + kernel.BLOCK > INT32_MAX:
+        raise FitError(
+            f"emulator: found {int(first[-1])} neurons (in whole blocks of {kernel.BLOCK}) with "
+            f"delays up to {net.delay_max}, allowed {INT32_MAX // (depth + 1)} with such delays"
+        )
     tables = _Tables(int(first[-1]))
     rows = [tables.add(name, _runs(program, name), *_ends(program, name, place)) for name in names]
     threshold, bias, faults = _lanes(program, defects, place, int(first[-1]))
@@ -77,7 +94,7 @@ def build(program: Program, defects: Defects | None = None) -> Layout:
             "threshold": threshold,
             "bias": bias,
             "faults": faults,
-            "depth": net.delay_max + 2,
+            "depth": depth,
         }
     )
 
@@ -91,16 +108,16 @@ def _runs(program: Program, name: str) -> RunTable:
     )
 
 
-def _ends(program: Program, name: str, place: Mapping[str, int]) -> tuple[int, int, bool, bool]:
-    """First lane and size of the target, whether messages are graded, whether weights are small."""
+def _ends(program: Program, name: str, place: Mapping[str, int]) -> tuple[int, int, bool, int]:
+    """First lane and size of the target, whether messages are graded, weights that fit 16 bits."""
     projection = program.network.projections[name]
     format = projection.format
-    largest = max(-format.minimum, format.maximum) * 2.0**format.exponent
+    largest = shift(np.int64(max(-format.minimum, format.maximum)), format.exponent)
     return (
         place[projection.target],
         program.network.sizes[projection.target],
         program.network.graded(projection.source),
-        4 * largest < 1 << 15,
+        max(1, INT16_MAX // max(1, int(largest))),
     )
 
 
@@ -115,7 +132,6 @@ def _drives(program: Program, node: Mapping[str, int]) -> list[tuple[str, tuple[
                 node[name],
                 DRIVES[source.kind],
                 net.populations[source.drives].bias_exponent,
-                1,
             ),
         )
         for name, source in net.inputs.items()
@@ -188,80 +204,81 @@ class _Tables:
     """The growing tables of all projections; weights are indices until the end."""
 
     lanes: int
-    rows: list[IntArray] = field(default_factory=list)
-    runs: list[IntArray] = field(default_factory=list)
-    weights: list[IntArray] = field(default_factory=list)
-    unit_place: list[IntArray] = field(default_factory=list)
-    unit_weight: list[IntArray] = field(default_factory=list)
-    late: list[IntArray] = field(default_factory=list)
-    owners: list[tuple[str, bool, int, int]] = field(default_factory=list)
+    rows: list[Array] = field(default_factory=list)
+    pattern: list[Array] = field(default_factory=list)
+    runs: list[Array] = field(default_factory=list)
+    weights: list[Array] = field(default_factory=list)
+    unit_place: list[Array] = field(default_factory=list)
+    unit_weight: list[Array] = field(default_factory=list)
+    late: list[Array] = field(default_factory=list)
+    owners: list[tuple[str, bool, int, Array]] = field(default_factory=list)
 
     def add(
-        self, name: str, table: RunTable, first: int, size: int, graded: bool, narrow: bool
+        self, name: str, table: RunTable, first: int, size: int, graded: bool, fit: int
     ) -> tuple[int, ...]:
         """Append a projection; returns its row of ``kernel.PROJECTION``."""
         delays = late_delays(table, size)
         late = -1
         if delays is not None:
             late = _length(self.late)
-            self.late.append(delays * self.lanes)
+            self.late.append(delays * self.lanes + first + np.arange(size))
             table = full_matrix(table, size)
         place = table.delay * self.lanes + first + table.target
-        common = {"graded": graded, "narrow": narrow, "late": late, "first": first, "size": size}
+        common = {"graded": graded, "fit": fit, "late": late, "first": first, "size": size}
         if _is_dense(table, size):
-            begin, stride = self._add_weights(name, table)
+            begin = self._add_weights(name, table, kernel.ROW)
+            stride = _rounded(size, kernel.ROW)
             row = {"kind": kernel.DENSE, "weight": begin[0], "stride": stride, "place": place[0]}
-            return _row({**common, **row, "width": size})
+            return _row({**common, **row})
         synapses = int(table.length.sum())
         if synapses < SHORT * table.length.size:
             row = {"kind": kernel.UNITS, "row": self._add_units(name, table, place)}
         else:
-            begin, _ = self._add_weights(name, table)
+            begin = self._add_weights(name, table, kernel.RUN)
             at = _length(self.rows)
             self.rows.append(table.row + _length(self.runs) // 3)
-            self.runs.append(np.stack([place, begin // kernel.VECTOR, table.length], 1).ravel())
+            self.pattern.append(_pattern(table.row, place, table.length))
+            self.runs.append(np.stack([place, begin // kernel.RUN, table.length], 1).ravel())
             row = {"kind": kernel.RUNS, "row": at}
         return _row({**common, **row})
 
-    def _add_weights(self, name: str, table: RunTable) -> tuple[IntArray, int]:
-        """Weights in whole vectors; returns where each run begins, and the length of the first."""
+    def _add_weights(self, name: str, table: RunTable, vector: int) -> IntArray:
+        """Weights in whole vectors; returns where each run begins."""
         begin, stretches = _shared(table)
-        padded, starts = _pad(table.order, *stretches)
+        padded, starts = _pad(table.order, *stretches, vector)
         at = _length(self.weights)
         self.weights.append(padded)
-        self.owners.append((name, False, at, padded.size))
-        stride = -(-int(table.length[0]) // kernel.VECTOR) * kernel.VECTOR if begin.size else 0
-        return starts[begin] + at, stride
+        self.owners.append((name, False, at, padded))
+        return starts[begin] + at
 
     def _add_units(self, name: str, table: RunTable, place: IntArray) -> int:
         at = _length(self.unit_place)
-        self.unit_place.append(ranges(place, table.length))
-        index = table.order[ranges(table.weight, table.length)]
+        self.unit_place.append(ranges(place, table.length).astype(np.int32))
+        index = table.order[ranges(table.weight, table.length)].astype(np.int32)
         self.unit_weight.append(index)
-        self.owners.append((name, True, at, index.size))
+        self.owners.append((name, True, at, index))
         ends = np.concatenate([[0], np.cumsum(table.length, dtype=np.int64)])
         row = _length(self.rows)
         self.rows.append(ends[table.row] + at)
+        self.pattern.append(np.zeros_like(table.row))
         return row
 
     def finish(self, rest: dict[str, Any]) -> Layout:
         """The finished tables."""
         tables = kernel.Circuit(
             rows=_joined(self.rows, np.int64),
+            pattern=_joined(self.pattern, np.int32),
             runs=_joined(self.runs, np.int32),
-            weights=aligned(_length(self.weights), np.int16),
+            weights=aligned(_length(self.weights) + kernel.ROW, np.int16),
             unit_place=_joined(self.unit_place, np.int32),
             unit_weight=aligned(_length(self.unit_weight), np.int16),
             late=_joined(self.late, np.int32),
             **rest,
         )
-        indices = {False: self.weights, True: self.unit_weight}
-        joined = {unit: np.concatenate([*parts, []]) for unit, parts in indices.items()}
         places = {}
-        for name, unit, begin, count in self.owners:
+        for name, unit, begin, index in self.owners:
             table = tables.unit_weight if unit else tables.weights
-            own = slice(begin, begin + count)
-            places[name] = (table[own], joined[unit][own].astype(np.int64))
+            places[name] = (table[begin : begin + index.size], index)
         return Layout(tables, places)
 
 
@@ -277,9 +294,12 @@ def late_delays(table: RunTable, size: int) -> IntArray | None:
     target, delay = ranges(table.target, table.length), np.repeat(table.delay, table.length)
     late = np.zeros(size, dtype=np.int64)
     late[target] = delay
+    if not np.array_equal(late[target], delay):
+        return None
     source = np.repeat(np.repeat(np.arange(sources), np.diff(table.row)), table.length)
-    once = np.unique(source * size + target).size == synapses
-    return late if once and np.array_equal(late[target], delay) else None
+    joined = np.zeros(sources * size, dtype=np.bool_)
+    joined[source * size + target] = True
+    return late if np.count_nonzero(joined) == synapses else None
 
 
 def full_matrix(table: RunTable, size: int) -> RunTable:
@@ -316,16 +336,29 @@ def _apart(table: RunTable) -> bool:
 
 def _shared(table: RunTable) -> tuple[IntArray, tuple[IntArray, IntArray]]:
     """For each run its stretch of weights, and the stretches: runs may share them."""
+    if _apart(table):
+        return np.arange(table.weight.size), (table.weight, table.length)
     base = int(table.length.max(initial=0)) + 1
     key, which = np.unique(table.weight * base + table.length, return_inverse=True)
     return which, (key // base, key % base)
 
 
-def _pad(order: IntArray, begin: IntArray, length: IntArray) -> tuple[IntArray, IntArray]:
+def _pattern(row: IntArray, place: IntArray, length: IntArray) -> IntArray:
+    """A number for each row, equal to that of the row before where the runs have equal places."""
+    count = np.diff(row, prepend=0, append=row[-1:])[1:]
+    before = np.diff(count, prepend=-1) == 0
+    run_row = np.repeat(np.arange(row.size), count)
+    run = np.arange(place.size)
+    other = np.maximum(run - count[run_row], 0)
+    differs = (place != place[other]) | (length != length[other])
+    return np.cumsum(~before | (np.bincount(run_row[differs], minlength=row.size) > 0))
+
+
+def _pad(order: IntArray, begin: IntArray, length: IntArray, vector: int) -> tuple[Array, IntArray]:
     """Stretches of ``order``, each in whole vectors; returns where each begins, too."""
-    room = -(-length // kernel.VECTOR) * kernel.VECTOR
+    room = _rounded(length, vector)
     starts = np.cumsum(room) - room
-    padded = np.full(int(room.sum()), -1)
+    padded = np.full(int(room.sum()), -1, dtype=np.int32)
     padded[ranges(starts, length)] = order[ranges(begin, length)]
     return padded, starts
 
@@ -337,12 +370,17 @@ def ranges(begin: IntArray, length: IntArray) -> IntArray:
     return np.repeat(begin - (ends - length), length) + np.arange(total)
 
 
+def _rounded(size: Any, to: int) -> Any:
+    """The next multiple."""
+    return -(-size // to) * to
+
+
 def aligned(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    """Zeros that begin at a cache line."""
+    """Zeros in cache lines of their own, and of their neighbour's prefetcher."""
     kind = np.dtype(dtype)
-    size = int(np.prod(shape)) * kind.itemsize
-    space = np.zeros(size + 64, np.uint8)
-    begin = -space.ctypes.data % 64
+    size = math.prod(np.atleast_1d(shape).tolist()) * kind.itemsize
+    space = np.zeros(_rounded(size, LINES) + LINES, np.uint8)
+    begin = -space.ctypes.data % LINES
     return space[begin : begin + size].view(kind).reshape(shape)
 
 
@@ -354,11 +392,11 @@ def _one(values: IntArray) -> bool:
     return bool(values.size) and bool(np.all(values == values[0]))
 
 
-def _length(parts: Sequence[IntArray]) -> int:
+def _length(parts: Sequence[Array]) -> int:
     return sum(part.size for part in parts)
 
 
-def _joined(parts: Sequence[IntArray], dtype: npt.DTypeLike) -> Array:
+def _joined(parts: Sequence[Array], dtype: npt.DTypeLike) -> Array:
     table = aligned(_length(parts), dtype)
     if parts:
         table[:] = np.concatenate(parts)

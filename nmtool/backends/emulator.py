@@ -47,6 +47,9 @@ PIECE = 20_000_000
 
 _STATE_COLUMNS: Mapping[Quantity, str] = {"current": "record_u", "voltage": "record_v"}
 
+FIRST_RATE = 1 / 8
+"""Spikes per neuron and step for which the first run of a session makes room."""
+
 WORTH_A_THREAD = 200_000
 """Neuron updates for which a second thread is worth its start."""
 
@@ -90,20 +93,31 @@ class _Probes:
     """What a run records: the populations with their place in the records."""
 
     names: Mapping[Quantity, tuple[str, ...]]
-    tables: kernel.Circuit
+    populations: Array
     sizes: Array
     graded: Array
+    offsets: Array
     states: Array
     begin: Mapping[tuple[str, str], int]
 
 
 @dataclass
-class _Task:
-    """A stretch of samples that one thread runs, with its own scratch and records."""
+class _Worker:
+    """What one thread works with, kept from run to run; `machine` has the addresses of it."""
 
-    control: Array
+    machine: Array
     state: kernel.State
     scratch: kernel.Scratch
+    neuron: Array
+    payload: Array
+
+
+@dataclass
+class _Task:
+    """A stretch of samples that one thread runs, and what it records."""
+
+    machine: Array
+    worker: _Worker
     record: kernel.Record
     first: int
     last: int
@@ -134,6 +148,8 @@ class EmulatorSession(ManagedSession):
         for name in program.network.projections:
             self._fill(name)
         self._stream: _Stream | None = None
+        self._idle: list[_Worker] = []
+        self._rates: dict[str, float] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def run(
@@ -181,6 +197,7 @@ class EmulatorSession(ManagedSession):
     def close(self) -> None:
         """End the threads."""
         self._stream = None
+        self._idle.clear()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -212,20 +229,23 @@ class EmulatorSession(ManagedSession):
             awake,
         )
 
-    def _new_scratch(self) -> kernel.Scratch:
+    def _new_worker(self) -> _Worker:
         tables = self._layout.tables
         lanes = tables.threshold.size
-        bias = aligned(lanes, np.int32)
-        bias[:] = tables.bias
-        most = max([lanes, *self.program.network.sizes.values()])
-        return kernel.Scratch(
-            bias,
-            aligned(lanes, np.uint8),
-            aligned(4, np.uint64),
+        most = max([lanes, *self.program.network.sizes.values()]) + kernel.SPARE
+        none = np.empty(0, dtype=np.int32)
+        scratch = kernel.Scratch(
+            aligned(lanes, np.int32),
             aligned(lanes, np.int32),
             aligned(most, np.int32),
             aligned(most, np.int32),
+            aligned(kernel.GROUP, np.int64),
         )
+        machine = np.zeros(1, kernel.MACHINE)
+        state = self._new_state(1)
+        for part in (tables, state, scratch):
+            kernel.attach(machine, part)
+        return _Worker(machine, state, scratch, none, none)
 
     def _advance(
         self,
@@ -237,12 +257,14 @@ class EmulatorSession(ManagedSession):
         started = time.monotonic()
         probes = self._probes(resolve_probe(self.program, probe), batch)
         inputs = _inputs(self.program, batch)
-        tasks = self._tasks(batch, probes, stream)
+        tasks = self._tasks(batch, probes, inputs, stream)
         deadline = None if self._timeout is None else started + self._timeout
         run = _Run(deadline, batch.n_samples * batch.n_steps)
         self._runs += 1
-        self._execute(tasks, probes.tables, inputs, run, progress)
-        return self._recording(tasks, probes, batch, time.monotonic() - started)
+        self._execute(tasks, run, progress)
+        recording = self._recording(tasks, probes, batch, time.monotonic() - started)
+        self._idle += [task.worker for task in tasks]
+        return recording
 
     def _probes(self, names: Mapping[Quantity, tuple[str, ...]], batch: InputBatch) -> _Probes:
         net = self.program.network
@@ -259,62 +281,99 @@ class EmulatorSession(ManagedSession):
                 total += batch.n_samples * batch.n_steps * net.sizes[name]
         return _Probes(
             names,
-            self._layout.tables._replace(populations=table),
+            table,
             np.array([net.sizes[name] for name in spiking], dtype=np.int64),
-            np.array([net.graded(name) for name in spiking], dtype=np.int64),
+            np.array([net.graded(name) for name in spiking], dtype=np.bool_),
+            np.zeros((len(spiking), batch.n_samples * batch.n_steps + 1), dtype=np.int64),
             np.empty(total, dtype=np.int32),
             begin,
         )
 
-    def _tasks(self, batch: InputBatch, probes: _Probes, stream: _Stream | None) -> list[_Task]:
+    def _tasks(
+        self,
+        batch: InputBatch,
+        probes: _Probes,
+        inputs: kernel.Inputs,
+        stream: _Stream | None,
+    ) -> list[_Task]:
+        """The samples, shared out evenly."""
         lanes = self._layout.tables.threshold.size
         work = batch.n_samples * batch.n_steps * lanes
         count = max(1, min(self._threads, batch.n_samples, 1 + work // WORTH_A_THREAD))
         edges = [batch.n_samples * i // count for i in range(count + 1)]
         return [
-            _Task(
-                self._control(batch, first, last, stream),
-                stream.state if stream else self._new_state(1),
-                self._new_scratch(),
-                _new_record(probes, batch, last - first),
-                first,
-                last,
-            )
+            self._task(batch, probes, inputs, stream, first, last)
             for first, last in itertools.pairwise(edges)
         ]
 
-    def _control(self, batch: InputBatch, first: int, last: int, stream: _Stream | None) -> Array:
-        control = np.zeros(1, kernel.CONTROL)
-        control["sample"], control["samples"] = first, last
-        control["steps"], control["budget"] = batch.n_steps, PIECE
-        control["fresh"] = stream is None
-        control["start"] = stream.step if stream else 0
+    def _task(
+        self,
+        batch: InputBatch,
+        probes: _Probes,
+        inputs: kernel.Inputs,
+        stream: _Stream | None,
+        first: int,
+        last: int,
+    ) -> _Task:
+        worker = self._idle.pop() if self._idle else self._new_worker()
+        worker.scratch.driven[:] = self._layout.tables.bias
+        record = self._new_record(probes, worker, (last - first) * batch.n_steps)
+        columns = batch.n_samples * batch.n_steps + 1
+        machine = aligned(1, kernel.MACHINE)
+        machine[0] = worker.machine[0]
+        set_up = machine[0]
+        set_up["populations_at"] = probes.populations.ctypes.data
+        set_up["lanes"] = worker.scratch.driven.size
+        set_up["inputs"] = inputs.in_offsets.shape[0]
+        set_up["nodes"] = inputs.in_offsets.shape[0] + probes.populations.size
+        set_up["records"] = probes.sizes.size
+        set_up["sample"], set_up["samples"] = first, last
+        set_up["steps"], set_up["columns"] = batch.n_steps, columns
+        set_up["budget"], set_up["fresh"] = PIECE, stream is None
+        if stream:
+            set_up["kept"], set_up["start"] = 1, stream.step
+            kernel.attach(machine, stream.state)
         if self._defects and self._defects.faults.spike_loss:
             faults = self._defects.faults
-            control["faulty"] = 1
-            control["chance"] = kernel.chance(faults.spike_loss)
-            control["seed"], control["run"] = faults.seed, self._runs
-        return control
+            set_up["faulty"] = 1
+            set_up["chance"] = kernel.chance(faults.spike_loss)
+            set_up["seed"], set_up["run"] = faults.seed, self._runs
+        kernel.attach(machine, inputs)
+        kernel.attach(machine, record)
+        return _Task(machine, worker, record, first, last)
 
-    def _execute(
-        self,
-        tasks: list[_Task],
-        tables: kernel.Circuit,
-        inputs: kernel.Inputs,
-        run: _Run,
-        progress: Progress | None,
-    ) -> None:
+    def _new_record(self, probes: _Probes, worker: _Worker, columns: int) -> kernel.Record:
+        """Records with room for as many events as the session has seen; they grow where needed."""
+        sizes = probes.sizes
+        rates = [self._rates.get(name, FIRST_RATE) for name in probes.names.get("spikes", ())]
+        expected = (np.array(rates) * sizes * columns).astype(np.int64)
+        room = sizes + kernel.SPARE + 4096 + expected + expected // 8
+        total = int(room.sum())
+        if worker.neuron.size < total:
+            worker.neuron = np.empty(total, dtype=np.int32)
+        if probes.graded.any() and worker.payload.size < total:
+            worker.payload = np.empty(total, dtype=np.int32)
+        return kernel.Record(
+            np.cumsum(room) - room,
+            room,
+            aligned(sizes.size, np.int64),
+            probes.offsets,
+            worker.neuron,
+            worker.payload,
+            sizes,
+            probes.states,
+        )
+
+    def _execute(self, tasks: list[_Task], run: _Run, progress: Progress | None) -> None:
         """Run all tasks, the first of them in this thread."""
         if len(tasks) == 1:
-            self._work(tasks[0], tables, inputs, run, progress)
+            self._work(tasks[0], run, progress)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, "nmtool-emulator")
-        others = [
-            self._pool.submit(self._work, task, tables, inputs, run, None) for task in tasks[1:]
-        ]
+        others = [self._pool.submit(self._work, task, run, None) for task in tasks[1:]]
         try:
-            self._work(tasks[0], tables, inputs, run, progress)
+            self._work(tasks[0], run, progress)
         except BaseException:
             run.stop.set()
             raise
@@ -324,24 +383,15 @@ class EmulatorSession(ManagedSession):
         for other in others:
             other.result()
 
-    def _work(
-        self,
-        task: _Task,
-        tables: kernel.Circuit,
-        inputs: kernel.Inputs,
-        run: _Run,
-        progress: Progress | None,
-    ) -> None:
+    def _work(self, task: _Task, run: _Run, progress: Progress | None) -> None:
         """Run one task piece by piece, until it is done or told to stop."""
+        machine = task.machine[0]
         while not run.stop.is_set():
-            state = kernel.advance(
-                tables, inputs, task.state, task.scratch, task.record, task.control
-            )
-            control = task.control[0]
+            state = kernel.advance(task.machine)
             if state == kernel.NO_ROOM:
-                task.record = _grown(task.record)
-            done = (int(control["sample"]) - task.first) * int(control["steps"])
-            run.done[task.first] = done + int(control["step"])
+                _grow(task)
+            done = (int(machine["sample"]) - task.first) * int(machine["steps"])
+            run.done[task.first] = done + int(machine["step"])
             if progress:
                 progress(sum(run.done.copy().values()), run.total)
             if state == kernel.DONE:
@@ -363,11 +413,13 @@ class EmulatorSession(ManagedSession):
             values = probes.states[begin : begin + int(np.prod(shape))].reshape(shape)
             array = np.ascontiguousarray(values.transpose(0, 2, 1), dtype=np.int64)
             states[quantity][name] = unbatch(array, batch.batched)
+        spikes = {}
+        for k, name in enumerate(probes.names.get("spikes", ())):
+            train = spikes[name] = _train(tasks, k, batch, net.sizes[name], net.graded(name))
+            rate = len(train) / max(1, net.sizes[name] * batch.n_samples * batch.n_steps)
+            self._rates[name] = max(rate, self._rates.get(name, 0.0))
         return Recording(
-            {
-                name: _train(tasks, k, batch, net.sizes[name], net.graded(name))
-                for k, name in enumerate(probes.names.get("spikes", ()))
-            },
+            spikes,
             states["current"],
             states["voltage"],
             "emulator with faults" if self._defects else "emulator",
@@ -379,7 +431,7 @@ class EmulatorSession(ManagedSession):
 
     def _provenance(self, tasks: list[_Task]) -> dict[str, Any]:
         def total(counter: str) -> int:
-            return sum(int(task.control[counter][0]) for task in tasks)
+            return sum(int(task.machine[counter][0]) for task in tasks)
 
         provenance: dict[str, Any] = {
             "wrapped": total("wraps"),
@@ -411,7 +463,6 @@ def _inputs(program: Program, batch: InputBatch) -> kernel.Inputs:
         offsets,
         _together([train.neuron for train in trains]),
         _together(payloads),
-        np.full(len(trains), -1, dtype=np.int64),
     )
 
 
@@ -421,27 +472,9 @@ def _together(parts: list[Any]) -> Array:
     return np.concatenate([np.empty(0, dtype=np.int32), *parts])
 
 
-def _new_record(probes: _Probes, batch: InputBatch, samples: int) -> kernel.Record:
-    """Records with room for a spike at every thirtieth neuron and step; they grow where needed."""
-    sizes = probes.sizes
-    room = np.maximum(sizes, 4096 + samples * batch.n_steps * sizes // 30)
-    columns = batch.n_samples * batch.n_steps + 1
-    total = int(room.sum())
-    return kernel.Record(
-        np.cumsum(room) - room,
-        room,
-        np.zeros(sizes.size, dtype=np.int64),
-        np.zeros((sizes.size, columns), dtype=np.int64),
-        np.empty(total, dtype=np.int32),
-        np.empty(total if probes.graded.any() else 0, dtype=np.int32),
-        sizes,
-        probes.graded,
-        probes.states,
-    )
-
-
-def _grown(record: kernel.Record) -> kernel.Record:
-    """The record with twice the room."""
+def _grow(task: _Task) -> None:
+    """Give a task twice the room for what it records."""
+    record, worker = task.record, task.worker
     room = record.room * 2
     begin = np.cumsum(room) - room
     neuron = np.empty(int(room.sum()), dtype=np.int32)
@@ -452,23 +485,24 @@ def _grown(record: kernel.Record) -> kernel.Record:
         neuron[new] = record.neuron[old]
         if payload.size:
             payload[new] = record.payload[old]
-    return record._replace(begin=begin, room=room, neuron=neuron, payload=payload)
+    worker.neuron, worker.payload = neuron, payload
+    task.record = record._replace(begin=begin, room=room, neuron=neuron, payload=payload)
+    kernel.attach(task.machine, task.record)
 
 
 def _train(tasks: list[_Task], k: int, batch: InputBatch, size: int, graded: bool) -> SpikeTrain:
     """The events of record k from all tasks, one after the other."""
-    offset = np.zeros(batch.n_samples * batch.n_steps + 1, dtype=np.int64)
+    offset = tasks[0].record.offsets[k]
     neurons, payloads, before = [], [], 0
     for task in tasks:
         record, used = task.record, int(task.record.used[k])
-        own = slice(task.first * batch.n_steps, task.last * batch.n_steps + 1)
-        offset[own] = record.offsets[k, own] + before
+        if before:
+            offset[task.first * batch.n_steps + 1 : task.last * batch.n_steps + 1] += before
         events = slice(record.begin[k], record.begin[k] + used)
         neurons.append(record.neuron[events])
         if graded:
             payloads.append(record.payload[events])
         before += used
-    offset[-1] = before
-    payload = _together(payloads).copy() if graded else None
+    payload = np.concatenate(payloads) if graded else None
     sizes = (batch.n_samples, size, batch.n_steps)
-    return SpikeTrain(offset, _together(neurons).copy(), *sizes, payload, batch.batched)
+    return SpikeTrain(offset, np.concatenate(neurons), *sizes, payload, batch.batched)

@@ -7,18 +7,28 @@ are skipped; a spike costs the weights that it adds. `circuit.build` makes the t
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import from_dtype, njit, types
 from numba.extending import intrinsic
 
 from nmtool.fixedpoint import STATE_LIMIT
 
 BLOCK = 64
 VECTOR = 16
+"""Lanes that are updated at once."""
+
+RUN = 8
+"""Weights of a run are stored in such pieces, and rows of a full matrix in pieces of ROW."""
+
+ROW = 32
+GROUP = 64
+"""Events whose runs are added up before they go to the ring, at most."""
+
+SPARE = 8
+"""Room after a list of events that may be overwritten: events are written in such pieces."""
 
 CUBA, DELTA, SIGMA_DELTA, SIGMA = range(4)
 DENSE, RUNS, UNITS = range(3)
@@ -32,10 +42,11 @@ NEVER = np.int32((1 << 31) - 1)
 CHANCE_BITS = 53
 
 _ZERO = np.int32(0)
-_INNER: Any = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INNER: Any = {
+    "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy",
+}  # fmt: skip
 _HASH = np.uint64(0x6A09E667F3BCC909)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_FIRED, _CHANGED = 1, 2
 
 POPULATION = np.dtype(
     [
@@ -66,11 +77,10 @@ PROJECTION = np.dtype(
         ("graded", np.int64),  # 1: weights are multiplied by payloads
         ("row", np.int64),  # RUNS, UNITS: its first entry in `Circuit.rows`
         ("weight", np.int64),  # DENSE: its first weight
-        ("stride", np.int64),  # DENSE: weights of a row, zeros up to a multiple of 16
+        ("stride", np.int64),  # DENSE: weights of a row, zeros up to a multiple of 32
         ("place", np.int64),  # DENSE: delay * lanes + first target
-        ("width", np.int64),  # DENSE: targets of a row
-        ("narrow", np.int64),  # DENSE: 1 if four weights surely add up in 16 bits
-        ("late", np.int64),  # where its delays per target begin in `Circuit.late`, or -1
+        ("fit", np.int64),  # DENSE: so many weights surely add up in 16 bits
+        ("late", np.int64),  # where its places per target begin in `Circuit.late`, or -1
         ("first", np.int64),  # the target population's first lane
         ("size", np.int64),  # and its neurons
     ],
@@ -78,30 +88,7 @@ PROJECTION = np.dtype(
 )
 
 DRIVE = np.dtype(
-    [("input", np.int64), ("kind", np.int64), ("shift", np.int64), ("graded", np.int64)],
-    align=True,
-)
-
-CONTROL = np.dtype(
-    [
-        ("sample", np.int64),  # where to begin, and where it stopped
-        ("step", np.int64),
-        ("samples", np.int64),  # stop before this sample
-        ("steps", np.int64),  # columns of the inputs
-        ("start", np.int64),  # time of column 0
-        ("fresh", np.int64),  # 1: every sample begins from reset at its column 0
-        ("budget", np.int64),  # neuron updates + synaptic operations before a pause
-        ("faulty", np.int64),  # 1: spikes may be lost
-        ("chance", np.uint64),  # probability of a loss, times 2**53
-        ("seed", np.uint64),
-        ("run", np.uint64),
-        ("number", np.uint64),  # the number of sample 0, for the hash of losses
-        ("spikes", np.int64),  # counters, added up over calls
-        ("operations", np.int64),
-        ("updates", np.int64),
-        ("wraps", np.int64),
-        ("clips", np.int64),
-    ],
+    [("input", np.int64), ("kind", np.int64), ("shift", np.int64)],
     align=True,
 )
 
@@ -117,21 +104,21 @@ class Circuit(NamedTuple):
     bias: Any  # int32[lanes]
     faults: Any  # uint8[lanes]: 0, DEAD or STUCK
     rows: Any  # int64[]: for each row the first of its runs or units, and the end
-    runs: Any  # int32[3 R]: place (delay * lanes + target), weight / 16, length
-    weights: Any  # int16[]: every run is padded with zeros to a multiple of 16
+    pattern: Any  # int32[]: as rows; equal numbers where runs differ in their weights only
+    runs: Any  # int32[3 R]: place (delay * lanes + target), weight / 8, length
+    weights: Any  # int16[]: every run is padded with zeros to a multiple of 8, the last by 32 more
     unit_place: Any  # int32[]: runs of a single weight
     unit_weight: Any  # int16[]
-    late: Any  # int32[]: delays per target
+    late: Any  # int32[]: delays per target, as places (delay * lanes + target)
     depth: int  # slots of the ring, at least the longest delay + 2
 
 
 class Inputs(NamedTuple):
     """Input events, sorted by sample, step and neuron."""
 
-    offsets: Any  # int64[I, samples * steps + 1], into neuron
-    neuron: Any  # int32[]
-    payload: Any  # int32[]: as neuron, or empty if no input is graded
-    record: Any  # int64[I]: index of its event record, or -1
+    in_offsets: Any  # int64[I, samples * steps + 1], into in_neuron
+    in_neuron: Any  # int32[]
+    in_payload: Any  # int32[]: as in_neuron, or empty if no input is graded
 
 
 class State(NamedTuple):
@@ -148,153 +135,129 @@ class State(NamedTuple):
 class Scratch(NamedTuple):
     """Work space of one thread."""
 
-    bias: Any  # int32[lanes]: a copy of Circuit.bias
-    flags: Any  # uint8[lanes]
-    masks: Any  # uint64[4]
+    driven: Any  # int32[lanes]: Circuit.bias with what inputs add to it
     message: Any  # int32[lanes]
-    neuron: Any  # int32[the most neurons of a node]
-    payload: Any  # int32[the same]
+    work_neuron: Any  # int32[the most neurons of a node + SPARE]
+    work_payload: Any  # int32[the same]
+    starts: Any  # int64[GROUP]: first runs of rows
 
 
 class Record(NamedTuple):
     """What the probes see. Record k owns `room[k]` places of the buffers from `begin[k]`."""
 
     begin: Any  # int64[K]
-    room: Any  # int64[K]
+    room: Any  # int64[K]: SPARE of them may be overwritten with anything
     used: Any  # int64[K]: events so far
-    offsets: Any  # int64[K, samples * steps + 1]: `used` before each step
+    offsets: Any  # int64[K, samples * steps + 1]: `used` after column c at c + 1
     neuron: Any  # int32[]
     payload: Any  # int32[]: as neuron, or empty if no record is graded
     size: Any  # int64[K]: neurons of the node
-    graded: Any  # int64[K]
     states: Any  # int32[]: u and v per (sample, step, neuron)
 
 
-class _Net(NamedTuple):
-    """A circuit as plain pointers: no reference counts, no bounds, one word each."""
+_TABLES = [
+    name
+    for part in (Circuit, Inputs, State, Scratch, Record)
+    for name in part._fields
+    if name != "depth"
+]
 
-    populations: Any
-    projections: Any
-    outgoing: Any
-    drives: Any
-    threshold: Any
-    bias: Any
-    faults: Any
-    rows: Any
-    runs: Any
-    weights: Any
-    unit_place: Any
-    unit_weight: Any
-    late: Any
-    depth: int
-    lanes: int
-    n_populations: int
-    n_inputs: int
-
-
-class _Feed(NamedTuple):
-    """The inputs as plain pointers."""
-
-    offsets: Any
-    neuron: Any
-    payload: Any
-    record: Any
-    width: int
-    graded: int
-
-
-class _Lanes(NamedTuple):
-    """The state of one sample as plain pointers."""
-
-    u: Any
-    v: Any
-    third: Any
-    ring: Any
-    dirty: Any
-    awake: Any
-
-
-class _Work(NamedTuple):
-    """Scratch as plain pointers."""
-
-    bias: Any
-    flags: Any
-    masks: Any
-    message: Any
-    neuron: Any
-    payload: Any
+MACHINE = np.dtype(
+    [
+        ("lanes", np.int64),
+        ("depth", np.int64),
+        ("inputs", np.int64),
+        ("nodes", np.int64),  # inputs and populations
+        ("records", np.int64),
+        ("kept", np.int64),  # 1: every sample has state of its own
+        ("sample", np.int64),  # where to begin, and where it stopped
+        ("step", np.int64),
+        ("samples", np.int64),  # stop before this sample
+        ("steps", np.int64),  # columns of a sample
+        ("columns", np.int64),  # of an array of offsets: those of all samples, and 1
+        ("start", np.int64),  # time of column 0
+        ("fresh", np.int64),  # 1: every sample begins from reset at its column 0
+        ("steady", np.int64),  # 1: `driven` holds what the column before drives
+        ("budget", np.int64),  # neuron updates + synaptic operations before a pause
+        ("faulty", np.int64),  # 1: spikes may be lost
+        ("chance", np.uint64),  # probability of a loss, times 2**53
+        ("seed", np.uint64),
+        ("run", np.uint64),
+        ("number", np.uint64),  # the number of sample 0, for the hash of losses
+        ("spikes", np.int64),  # counters, added up over calls
+        ("operations", np.int64),
+        ("updates", np.int64),
+        ("wraps", np.int64),
+        ("clips", np.int64),
+        ("events", np.int64),  # addresses of the neurons and payloads of a node's events
+        ("messages", np.int64),
+        *((name, np.int64) for name in State._fields),  # addresses of the current sample's state
+        *((f"{name}_at", np.int64) for name in _TABLES),  # addresses of the tables
+    ],
+    align=True,
+)
 
 
-class _Tape(NamedTuple):
-    """Records as plain pointers."""
-
-    begin: Any
-    room: Any
-    used: Any
-    offsets: Any
-    neuron: Any
-    payload: Any
-    size: Any
-    graded: Any
-    states: Any
-    records: int
-    width: int
+def attach(machine: Any, part: Any) -> None:
+    """Tell a MACHINE where the tables of a part lie; the caller keeps them alive."""
+    for name, table in part._asdict().items():
+        if name == "depth":
+            machine["depth"] = table
+        else:
+            machine[f"{name}_at"] = table.ctypes.data
 
 
-@intrinsic
-def _pointer(typing: Any, array: Any, at: Any) -> Any:
-    """Return the address of an element of an array, counted in the order of memory."""
+def _pointer(kind: Any) -> Any:
+    """Return a function from an address to a pointer."""
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.gep(data, [args[1]])
+    def pointer(typing: Any, address: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(array.dtype)(array, types.int64), emit
+        return types.CPointer(kind)(types.int64), emit
+
+    return intrinsic(pointer)
 
 
-@intrinsic
-def _item(typing: Any, records: Any, at: Any) -> Any:
-    """Return a record of a table by its pointer."""
+def _item(dtype: Any) -> Any:
+    """Return a function from an address and an index to a record of a table."""
+    record = from_dtype(dtype)
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        form = context.get_value_type(signature.return_type)
-        return builder.bitcast(builder.gep(args[0], [args[1]]), form)
+    def item(typing: Any, address: Any, at: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            size = ir.IntType(64)(dtype.itemsize)
+            place = builder.add(args[0], builder.mul(args[1], size))
+            return builder.inttoptr(place, context.get_value_type(record))
 
-    return records.dtype(records, types.int64), emit
+        return record(types.int64, types.int64), emit
+
+    return intrinsic(item)
+
+
+_bytes, _shorts = _pointer(types.uint8), _pointer(types.int16)
+_ints, _longs = _pointer(types.int32), _pointer(types.int64)
+_population, _projection, _drive = _item(POPULATION), _item(PROJECTION), _item(DRIVE)
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_LONG = ir.VectorType(_I32, VECTOR)
+_LONG_RUN, _SHORT_RUN = (ir.VectorType(ir.IntType(bits), RUN) for bits in (32, 16))
+_WIDE = ir.VectorType(ir.IntType(16), ROW)
 
 
 def _vector_pointer(builder: Any, data: Any, at: Any, form: Any) -> Any:
     return builder.bitcast(builder.gep(data, [at]), form.as_pointer())
 
 
-_LONG = ir.VectorType(ir.IntType(32), VECTOR)
-_SHORT = ir.VectorType(ir.IntType(16), VECTOR)
-
-
-@intrinsic
-def _add_row(typing: Any, ring: Any, at: Any, weights: Any, row: Any) -> Any:
-    """ring[at:at+16] += weights[row:row+16]."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        to = _vector_pointer(builder, args[0], args[1], _LONG)
-        start = _vector_pointer(builder, args[2], args[3], _SHORT)
-        row = builder.sext(builder.load(start, align=2), _LONG)
-        builder.store(builder.add(builder.load(to, align=4), row), to, align=4)
-        return context.get_dummy_value()
-
-    return types.void(ring, types.int64, weights, types.int64), emit
-
-
 @intrinsic
 def _add_scaled(typing: Any, ring: Any, at: Any, weights: Any, row: Any, factor: Any) -> Any:
-    """ring[at:at+16] += weights[row:row+16] * factor."""
+    """ring[at:at+8] += weights[row:row+8] * factor."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        to = _vector_pointer(builder, args[0], args[1], _LONG)
-        start = _vector_pointer(builder, args[2], args[3], _SHORT)
-        row = builder.sext(builder.load(start, align=2), _LONG)
-        one = builder.insert_element(ir.Constant(_LONG, ir.Undefined), args[4], ir.IntType(32)(0))
-        order = ir.Constant(_LONG, [0] * VECTOR)
+        to = _vector_pointer(builder, args[0], args[1], _LONG_RUN)
+        start = _vector_pointer(builder, args[2], args[3], _SHORT_RUN)
+        row = builder.sext(builder.load(start, align=2), _LONG_RUN)
+        one = builder.insert_element(ir.Constant(_LONG_RUN, ir.Undefined), args[4], _I32(0))
+        order = ir.Constant(_LONG_RUN, [0] * RUN)
         row = builder.mul(row, builder.shuffle_vector(one, one, order))
         builder.store(builder.add(builder.load(to, align=4), row), to, align=4)
         return context.get_dummy_value()
@@ -303,49 +266,102 @@ def _add_scaled(typing: Any, ring: Any, at: Any, weights: Any, row: Any, factor:
 
 
 @intrinsic
-def _add_four(
-    typing: Any, ring: Any, at: Any, weights: Any, r0: Any, r1: Any, r2: Any, r3: Any
-) -> Any:
-    """ring[at:at+16] += the sum of four rows, which fits in 16 bits."""
+def _add_alike(
+    typing: Any, ring: Any, at: Any, weights: Any, offset: Any, run: Any, starts: Any, count: Any,
+    length: Any,
+) -> Any:  # fmt: skip
+    """Add up to 32 weights, from `offset` on, of the same run of `count` rows to ring[at].
+
+    The rows begin at the runs `starts`; `run` points to the weight of the first row's run, were its
+    start 0. The sum stays in a register of 16 bits a lane; it is added in steps of 8 lanes.
+    """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        to = _vector_pointer(builder, args[0], args[1], _LONG)
-        rows = []
-        for row in args[3:]:
-            start = _vector_pointer(builder, args[2], row, _SHORT)
-            rows.append(builder.load(start, align=2))
-        total = builder.add(builder.add(rows[0], rows[1]), builder.add(rows[2], rows[3]))
-        total = builder.sext(total, _LONG)
-        builder.store(builder.add(builder.load(to, align=4), total), to, align=4)
+        ring, at, weights, offset, run, starts, count, length = args
+        before = builder.block
+        loop, after = (builder.append_basic_block(name) for name in ("rows", "summed"))
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        event, total = builder.phi(_I64), builder.phi(_WIDE)
+        start = builder.load(builder.gep(starts, [event]))
+        weight = builder.sext(builder.load(builder.gep(run, [builder.mul(start, _I64(3))])), _I64)
+        place = builder.add(builder.mul(weight, _I64(RUN)), offset)
+        row = builder.load(_vector_pointer(builder, weights, place, _WIDE), align=2)
+        sum = builder.add(total, row)
+        following = builder.add(event, _I64(1))
+        zero = ir.Constant(_WIDE, None)
+        for phi, first, later in ((event, _I64(0), following), (total, zero, sum)):
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, loop)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+        builder.position_at_end(after)
+        for lane in range(0, ROW, RUN):
+            with builder.if_then(builder.icmp_signed(">", length, _I64(lane))):
+                lanes = ir.Constant(ir.VectorType(_I32, RUN), [*range(lane, lane + RUN)])
+                part = builder.sext(builder.shuffle_vector(sum, sum, lanes), _LONG_RUN)
+                to = _vector_pointer(builder, ring, builder.add(at, _I64(lane)), _LONG_RUN)
+                builder.store(builder.add(builder.load(to, align=4), part), to, align=4)
         return context.get_dummy_value()
 
     long = types.int64
-    return types.void(ring, long, weights, long, long, long, long), emit
+    return types.void(ring, long, weights, long, run, starts, long, long), emit
 
 
-@intrinsic
-def _lanes_with(typing: Any, flags: Any, at: Any, bits: Any) -> Any:
-    """Bit i of the result: flags[at + i] has one of these bits, for 64 lanes."""
+def _add_rows(vectors: int) -> Any:
+    """Return: ring[at:at+width] += the sum of the rows of `count` events, in 16 bits.
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        form = ir.VectorType(ir.IntType(8), BLOCK)
-        at = _vector_pointer(builder, args[0], args[1], form)
-        one = builder.trunc(args[2], ir.IntType(8))
-        one = builder.insert_element(ir.Constant(form, ir.Undefined), one, ir.IntType(32)(0))
-        order = ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), [0] * BLOCK)
-        hit = builder.and_(builder.load(at, align=1), builder.shuffle_vector(one, one, order))
-        hit = builder.icmp_unsigned("!=", hit, ir.Constant(form, None))
-        return builder.bitcast(hit, ir.IntType(64))
+    The width is 32 weights a vector; the sums stay in registers from the first event to the last.
+    """
 
-    return types.uint64(flags, types.int64, types.int64), emit
+    def add(
+        typing: Any, ring: Any, at: Any, weights: Any, row: Any, stride: Any, neuron: Any,
+        count: Any,
+    ) -> Any:  # fmt: skip
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            ring, at, weights, row, stride, neuron, count = args
+            before = builder.block
+            loop, after = (builder.append_basic_block(name) for name in ("rows", "summed"))
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            event = builder.phi(_I64)
+            event.add_incoming(_I64(0), before)
+            sums = [builder.phi(_WIDE) for _ in range(vectors)]
+            which = builder.sext(builder.load(builder.gep(neuron, [event])), _I64)
+            start = builder.add(row, builder.mul(which, stride))
+            totals = []
+            for k, total in enumerate(sums):
+                total.add_incoming(ir.Constant(_WIDE, None), before)
+                place = builder.add(start, _I64(ROW * k))
+                part = builder.load(_vector_pointer(builder, weights, place, _WIDE), align=2)
+                totals.append(builder.add(total, part))
+                total.add_incoming(totals[-1], loop)
+            following = builder.add(event, _I64(1))
+            event.add_incoming(following, loop)
+            builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+            builder.position_at_end(after)
+            for k, total in enumerate(totals):
+                place = builder.add(at, _I64(ROW * k))
+                wide = ir.VectorType(_I32, ROW)
+                to = _vector_pointer(builder, ring, place, wide)
+                sum = builder.add(builder.load(to, align=4), builder.sext(total, wide))
+                builder.store(sum, to, align=4)
+            return context.get_dummy_value()
+
+        long = types.int64
+        return types.void(ring, long, weights, long, long, neuron, long), emit
+
+    return intrinsic(add)
+
+
+_add_one, _add_two, _add_three, _add_four = (_add_rows(vectors) for vectors in (1, 2, 3, 4))
 
 
 @intrinsic
 def _first_lane(typing: Any, mask: Any) -> Any:
-    """The number of the lowest bit of a mask that is not zero."""
+    """The number of the lowest bit of a mask, 64 if there is none."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.IntType(1)(1))
+        return builder.cttz(args[0], ir.IntType(1)(0))
 
     return types.int64(types.uint64), emit
 
@@ -371,14 +387,6 @@ def _mix(word: Any) -> Any:
 @njit(forceinline=True, **_INNER)
 def _chain(key: Any, field: Any) -> Any:
     return _mix((key ^ field) + _GOLDEN)
-
-
-@njit(**_INNER)
-def _step_key(control: Any, sample: Any, node: Any, step: Any) -> Any:
-    """Hash what the events of a node in a step have in common."""
-    key = _chain(_chain(_HASH, control["seed"]), control["run"])
-    key = _chain(key, control["number"] + np.uint64(sample))
-    return _chain(_chain(key, np.uint64(node)), np.uint64(step))
 
 
 @njit(forceinline=True, **_INNER)
@@ -407,17 +415,15 @@ class _Vector:
         self.builder, self.value = builder, value
 
     @classmethod
-    def load(cls, builder: Any, data: Any, at: Any, offset: int) -> _Vector:
+    def load(cls, builder: Any, data: Any, at: Any) -> _Vector:
         """Load lanes of an array; int8 is extended."""
         form = ir.VectorType(data.type.pointee, VECTOR)
-        at = builder.add(at, ir.IntType(64)(offset))
         value = builder.load(_vector_pointer(builder, data, at, form), align=1)
         wide = data.type.pointee.width == 32
         return cls(builder, value if wide else builder.zext(value, _LONG))
 
-    def store(self, data: Any, at: Any, offset: int) -> None:
+    def store(self, data: Any, at: Any) -> None:
         """Store lanes of an array of int32."""
-        at = self.builder.add(at, ir.IntType(64)(offset))
         self.builder.store(self.value, _vector_pointer(self.builder, data, at, _LONG), align=4)
 
     def same(self, number: Any) -> _Vector:
@@ -459,24 +465,27 @@ class _Vector:
         other = other if isinstance(other, _Vector) else self.same(other)
         return _Vector(self.builder, self.builder.icmp_signed(sign, self.value, other.value))
 
-    def where(self, condition: _Vector, other: Any) -> _Vector:
-        """Return these lanes where a condition holds, and the other ones elsewhere."""
+    def where(self, condition: Any, other: Any) -> _Vector:
+        """Return these lanes where a condition of lanes or of all holds, else the other ones."""
         other = other if isinstance(other, _Vector) else self.same(other)
-        value = self.builder.select(condition.value, self.value, other.value)
+        condition = condition.value if isinstance(condition, _Vector) else condition
+        value = self.builder.select(condition, self.value, other.value)
         return _Vector(self.builder, value)
 
-    def bits(self, offset: int) -> Any:
-        """Return a condition as bits of 64, from bit `offset` on."""
+    def bits(self) -> Any:
+        """Return a condition as an integer, one bit a lane."""
         word = self.builder.bitcast(self.value, ir.IntType(VECTOR))
-        word = self.builder.zext(word, ir.IntType(64))
-        return self.builder.shl(word, ir.IntType(64)(offset))
+        return self.builder.zext(word, _I64)
 
 
 def _decay(a: _Vector, keep: _Vector) -> _Vector:
-    """sign(a) * ((|a| * keep) >> 12) in 32 bits, for |a| up to 2^23."""
+    """sign(a) * ((|a| * keep) >> 12) in 32 bits, for |a| up to 2^23.
+
+    All factors have at most 16 bits with their sign, and LLVM can tell: it takes fast products.
+    """
     negative = a.compare("<", 0)
     size = (a.same(0) - a).where(negative, a)
-    high = ((size >> 12) & 4095) * keep
+    high = ((size << 4) >> 16) * keep
     low = ((size & 4095) * keep) >> 12
     kept = high + low
     return (a.same(0) - kept).where(negative, kept)
@@ -492,551 +501,520 @@ def _clip(v: _Vector) -> _Vector:
     return v.where(v.compare(">", -V_LIMIT), -V_LIMIT)
 
 
-def _cuba_lanes(builder: Any, args: Any, offset: int, special: bool) -> list[Any]:
-    """Write the update of 16 CUBA lanes; return its conditions as bits."""
-    u, v, third, ring, bias, threshold, faults, at, slot, keep_u, keep_v, refractory = args
-    x = _Vector.load(builder, ring, slot, offset)
-    x.same(0).store(ring, slot, offset)
-    old_u = _Vector.load(builder, u, at, offset)
-    old_v = _Vector.load(builder, v, at, offset)
-    kept = _decay(old_u, x.same(keep_u) & 8191)
-    new_u = _wrap(kept + (x << 6))
-    wrapped = ((new_u - kept) >> 6).compare("!=", x)
-    total = _decay(old_v, x.same(keep_v) & 8191) + new_u
-    total = total + _Vector.load(builder, bias, at, offset)
-    new_v = _clip(total)
-    clipped = new_v.compare("!=", total)
-    fired = new_v.compare(">", _Vector.load(builder, threshold, at, offset))
-    if special:
-        fault = _Vector.load(builder, faults, at, offset)
-        wait = _Vector.load(builder, third, at, offset)
-        waits = wait.compare(">", 0)
-        new_v = x.same(0).where(waits, new_v)
-        fired = fired & wait.compare("<=", 0) & fault.compare("!=", DEAD)
-        fired = fired | fault.compare("==", STUCK)
-        left = x.same(refractory).where(fired, (wait - 1).where(waits, 0))
-        left.store(third, at, offset)
-    new_v = x.same(0).where(fired, new_v)
-    new_u.store(u, at, offset)
-    new_v.store(v, at, offset)
-    changed = new_u.compare("!=", old_u) | new_v.compare("!=", old_v)
-    if special:
-        changed = changed | left.compare("!=", wait)
-    return [condition.bits(offset) for condition in (fired, wrapped, clipped, changed)]
+def _masks(context: Any, builder: Any, signature: Any, conditions: Any) -> Any:
+    """Return conditions of 16 lanes as a tuple of integers, one bit a lane."""
+    return context.make_tuple(builder, signature.return_type, [c.bits() for c in conditions])
 
 
-def _cuba_block(special: bool) -> Any:
-    """Return the update of the 64 CUBA lanes from `at` on, whose sums are at ring[slot]."""
+_MASKS = types.UniTuple(types.uint64, 4)
+
+
+def _cuba_lanes(special: bool) -> Any:
+    """Return the update of the 16 CUBA lanes from `at` on, whose sums are at ring[slot].
+
+    It gives the masks of the lanes that fired, wrapped, clipped and changed.
+    """
 
     def update(
         typing: Any, u: Any, v: Any, third: Any, ring: Any, bias: Any, threshold: Any,
-        faults: Any, at: Any, slot: Any, keep_u: Any, keep_v: Any, refractory: Any, masks: Any,
+        faults: Any, at: Any, slot: Any, keep_u: Any, keep_v: Any, refractory: Any,
     ) -> Any:  # fmt: skip
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            parts = [_cuba_lanes(builder, args[:-1], offset, special)
-                     for offset in range(0, BLOCK, VECTOR)]  # fmt: skip
-            for k, bits in enumerate(zip(*parts, strict=True)):
-                word = reduce(builder.or_, bits)
-                builder.store(word, builder.gep(args[-1], [ir.IntType(64)(k)]))
-            return context.get_dummy_value()
+            u, v, third, ring, bias, threshold, faults, at, slot, keep_u, keep_v, refractory = args
+            x = _Vector.load(builder, ring, slot)
+            x.same(0).store(ring, slot)
+            old_u, old_v = _Vector.load(builder, u, at), _Vector.load(builder, v, at)
+            kept = _decay(old_u, x.same(keep_u) & 8191)
+            new_u = _wrap(kept + (x << 6))
+            wrapped = ((new_u - kept) >> 6).compare("!=", x)
+            total = _decay(old_v, x.same(keep_v) & 8191) + new_u
+            total = total + _Vector.load(builder, bias, at)
+            new_v = _clip(total)
+            clipped = new_v.compare("!=", total)
+            fired = new_v.compare(">", _Vector.load(builder, threshold, at))
+            if special:
+                fault, wait = _Vector.load(builder, faults, at), _Vector.load(builder, third, at)
+                waits = wait.compare(">", 0)
+                new_v = x.same(0).where(waits, new_v)
+                fired = fired & wait.compare("<=", 0) & fault.compare("!=", DEAD)
+                fired = fired | fault.compare("==", STUCK)
+                left = x.same(refractory).where(fired, (wait - 1).where(waits, 0))
+                left.store(third, at)
+            new_v = x.same(0).where(fired, new_v)
+            new_u.store(u, at)
+            new_v.store(v, at)
+            changed = new_u.compare("!=", old_u) | new_v.compare("!=", old_v)
+            if special:
+                changed = changed | left.compare("!=", wait)
+            return _masks(context, builder, signature, (fired, wrapped, clipped, changed))
 
         number, long = types.int32, types.int64
-        return types.void(
-            u, v, third, ring, bias, threshold, faults, long, long, number, number, number, masks
+        return _MASKS(
+            u, v, third, ring, bias, threshold, faults, long, long, number, number, number
         ), emit
 
     return intrinsic(update)
 
 
-_cuba = _cuba_block(special=False)
-_cuba_special = _cuba_block(special=True)
+_cuba, _cuba_special = _cuba_lanes(special=False), _cuba_lanes(special=True)
 
 
-@njit(**_INNER)
-def _delta(
-    begin: Any, end: Any, slot: Any, sums: Any, relu: Any, shift: Any, state_exp: Any,
-    sigma: Any, act: Any, residue: Any, ring: Any, bias: Any, vth: Any,
-    flags: Any, message: Any,
-) -> None:  # fmt: skip
-    """Update DELTA lanes, or SIGMA_DELTA lanes if `sums`."""
-    for i in range(begin, end):
-        x = ring[slot + i]
-        ring[slot + i] = _ZERO
-        total = np.int32(sigma[i] + x) if sums else sigma[i]
-        new = np.int32(total + bias[i]) if sums else np.int32(x << shift)
-        new = max(new, _ZERO) if relu else new
-        difference = np.int32(np.int32(new - act[i]) + residue[i])
-        large = (difference >= vth[i]) | (difference <= np.int32(-vth[i]))
-        sent = difference if large else _ZERO
-        left = np.int32(difference - sent)
-        changed = (total != sigma[i]) | (new != act[i]) | (left != residue[i])
-        sigma[i], act[i], residue[i] = total, new, left
-        said = np.int32(sent >> state_exp)
-        message[i] = said
-        flags[i] = np.uint8((_FIRED if said != 0 else 0) | (_CHANGED if changed else 0))
+@intrinsic
+def _graded(
+    typing: Any, sigma: Any, act: Any, residue: Any, ring: Any, bias: Any, vth: Any, message: Any,
+    at: Any, slot: Any, model: Any, relu: Any, shift: Any, state_exp: Any,
+) -> Any:  # fmt: skip
+    """Update 16 lanes of a population that sends messages; the masks are those of CUBA lanes."""
 
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sigma, act, residue, ring, bias, vth, message, at, slot, model, relu, *shifts = args
+        x = _Vector.load(builder, ring, slot)
+        x.same(0).store(ring, slot)
+        shift, state_exp = (x.same(number) for number in shifts)
+        is_sigma = builder.icmp_signed("==", model, _I64(SIGMA))
+        is_delta = builder.icmp_signed("==", model, _I64(DELTA))
+        old_sigma, old_act = _Vector.load(builder, sigma, at), _Vector.load(builder, act, at)
+        old_residue, limit = _Vector.load(builder, residue, at), _Vector.load(builder, vth, at)
+        total = old_sigma.where(is_delta, old_sigma + x)
+        new_act = (x << shift).where(is_delta, total + _Vector.load(builder, bias, at))
+        positive = new_act.where(new_act.compare(">", 0), 0)
+        new_act = positive.where(builder.icmp_signed("!=", relu, _I64(0)), new_act)
+        difference = new_act - old_act + old_residue
+        large = difference.compare(">=", limit) | difference.compare("<=", x.same(0) - limit)
+        sent = difference.where(large, 0)
+        new_act = old_act.where(is_sigma, new_act)
+        new_residue = old_residue.where(is_sigma, difference - sent)
+        said = total.where(is_sigma, sent >> state_exp)
+        total.store(sigma, at)
+        new_act.store(act, at)
+        new_residue.store(residue, at)
+        said.store(message, at)
+        changed = total.compare("!=", old_sigma) | new_act.compare("!=", old_act)
+        changed = changed | new_residue.compare("!=", old_residue)
+        none = changed.same(0).compare("!=", 0)
+        return _masks(context, builder, signature, (said.compare("!=", 0), none, none, changed))
 
-@njit(**_INNER)
-def _sigma(
-    begin: Any, end: Any, slot: Any, sigma: Any, ring: Any, flags: Any, message: Any
-) -> None:
-    """Update SIGMA lanes."""
-    for i in range(begin, end):
-        x = ring[slot + i]
-        ring[slot + i] = _ZERO
-        total = np.int32(sigma[i] + x)
-        sigma[i] = total
-        message[i] = total
-        flags[i] = np.uint8((_FIRED if total != 0 else 0) | (_CHANGED if x != 0 else 0))
-
-
-@njit(**_INNER)
-def _update_graded(net: Any, work: Any, population: Any, at: Any, slot: Any, lane: Any) -> None:
-    """Update the 64 lanes from `at` on of a population that sends messages."""
-    model, end, flags, masks = population["model"], at + BLOCK, work.flags, work.masks
-    if model == SIGMA:
-        _sigma(at, end, slot - at, lane.u, lane.ring, flags, work.message)
-    else:
-        sums = model == SIGMA_DELTA
-        relu = sums and population["relu"] != 0
-        shift, state_exp = np.int32(population["shift"]), np.int32(population["state_exp"])
-        _delta(
-            at, end, slot - at, sums, relu, shift, state_exp, lane.u, lane.v, lane.third,
-            lane.ring, work.bias, net.threshold, flags, work.message,
-        )  # fmt: skip
-    masks[0] = _lanes_with(flags, at, _FIRED)
-    masks[1] = masks[2] = np.uint64(0)
-    masks[3] = _lanes_with(flags, at, _CHANGED)
+    number, long = types.int32, types.int64
+    return _MASKS(
+        sigma, act, residue, ring, bias, vth, message, long, long, long, long, number, number
+    ), emit
 
 
 @njit(forceinline=True, **_INNER)
-def _update_block(net: Any, work: Any, population: Any, at: Any, slot: Any, lane: Any) -> None:
-    """Update the 64 lanes from `at` on, whose sums are at ring[slot]; set the masks."""
-    if population["model"] != CUBA:
-        _update_graded(net, work, population, at, slot, lane)
-        return
-    keep_u, keep_v = np.int32(population["keep_u"]), np.int32(population["keep_v"])
-    refractory = np.int32(population["refractory"])
-    if population["special"]:
-        _cuba_special(
-            lane.u, lane.v, lane.third, lane.ring, work.bias, net.threshold, net.faults, at,
-            slot, keep_u, keep_v, refractory, work.masks,
-        )  # fmt: skip
-    else:
-        _cuba(
-            lane.u, lane.v, lane.third, lane.ring, work.bias, net.threshold, net.faults, at,
-            slot, keep_u, keep_v, refractory, work.masks,
-        )  # fmt: skip
+def _list_lanes(neuron: Any, count: Any, mask: Any, lane: Any) -> Any:
+    """Append the lanes of a mask to a list, whose new length is returned.
 
-
-@njit(forceinline=True, **_INNER)
-def _collect(work: Any, mask: Any, lane: Any, first: Any, graded: Any, count: Any) -> Any:
-    """Append the neurons of a mask to the list of events; return its new length."""
-    while mask != 0:
-        neuron = lane - first + _first_lane(mask)
-        work.neuron[count] = neuron
-        if graded:
-            work.payload[count] = work.message[first + neuron]
-        count += 1
-        mask &= mask - np.uint64(1)
-    return count
+    They are written eight at a time, without a branch for each; those too many do not count.
+    """
+    end = count + _count_lanes(mask)
+    while count < end:
+        for i in range(SPARE):
+            neuron[count + i] = np.int32(lane + _first_lane(mask))
+            mask &= mask - np.uint64(1)
+        count += SPARE
+    return end
 
 
 @njit(**_INNER)
-def _update(net: Any, work: Any, control: Any, population: Any, now: Any, lane: Any) -> Any:
-    """Update the blocks of a population that are not at rest; return its number of events."""
-    dirty, awake, masks = lane.dirty, lane.awake, work.masks
-    first, size = population["first"], population["size"]
-    graded = population["model"] != CUBA
-    ahead = now * (net.lanes // BLOCK)
-    count, updates = np.int64(0), 0
-    for block in range(first // BLOCK, (first + size + BLOCK - 1) // BLOCK):
-        arrived = dirty[ahead + block]
+def _update(m: Any, population: Any, now: Any) -> Any:
+    """Update the blocks of a population that are not at rest, and list its events.
+
+    Their number is returned.
+    """
+    u, v, third, ring = _ints(m.u), _ints(m.v), _ints(m.third), _ints(m.ring)
+    dirty, awake, neuron = _bytes(m.dirty), _bytes(m.awake), _ints(m.events)
+    bias, threshold, faults = _ints(m.driven_at), _ints(m.threshold_at), _bytes(m.faults_at)
+    message = _ints(m.message_at)
+    model, relu, special = population.model, population.relu, population.special
+    keep_u, keep_v = np.int32(population.keep_u), np.int32(population.keep_v)
+    refractory = np.int32(population.refractory)
+    shift, state_exp = np.int32(population.shift), np.int32(population.state_exp)
+    first = population.first
+    last = first + population.size
+    slot = now * m.lanes
+    count, updates = np.int64(0), np.int64(0)
+    for at in range(first, last, BLOCK):
+        block, ahead = at >> 6, (slot + at) >> 6
+        arrived = dirty[ahead]
         if (awake[block] | arrived) == 0:
             continue
-        at = block * BLOCK
-        _update_block(net, work, population, at, (ahead + block) * BLOCK, lane)
-        dirty[ahead + block] = np.uint8(0)
-        awake[block] = np.uint8(arrived != 0 or (masks[0] | masks[1] | masks[2] | masks[3]) != 0)
-        updates += min(BLOCK, first + size - at)
-        if (masks[1] | masks[2]) != 0:
-            control["wraps"] += _count_lanes(masks[1])
-            control["clips"] += _count_lanes(masks[2])
-        if masks[0] != 0:
-            count = _collect(work, masks[0], at, first, graded, count)
-    control["updates"] += updates
+        fires = wraps = clips = changes = np.uint64(0)
+        end = min(at + BLOCK, last)
+        for i in range(at, end, VECTOR):
+            if model != CUBA:
+                masks = _graded(
+                    u, v, third, ring, bias, threshold, message, i, slot + i, model, relu,
+                    shift, state_exp,
+                )  # fmt: skip
+            elif special:
+                masks = _cuba_special(
+                    u, v, third, ring, bias, threshold, faults, i, slot + i, keep_u, keep_v,
+                    refractory,
+                )  # fmt: skip
+            else:
+                masks = _cuba(
+                    u, v, third, ring, bias, threshold, faults, i, slot + i, keep_u, keep_v,
+                    refractory,
+                )  # fmt: skip
+            fired, wrapped, clipped, changed = masks
+            bit = np.uint64(i - at)
+            fires |= fired << bit
+            wraps |= wrapped << bit
+            clips |= clipped << bit
+            changes |= changed
+        dirty[ahead] = np.uint8(0)
+        rest = wraps | clips
+        awake[block] = np.uint8(arrived != 0 or (fires | rest | changes) != 0)
+        updates += end - at
+        if rest != 0:
+            m.wraps += _count_lanes(wraps)
+            m.clips += _count_lanes(clips)
+        if fires != 0:
+            count = _list_lanes(neuron, count, fires, at - first)
+    m.updates += updates
+    if model != CUBA:
+        payload = _ints(m.messages)
+        for i in range(count):
+            payload[i] = message[first + neuron[i]]
     return count
 
 
-@njit(forceinline=True, **_INNER)
-def _mark(dirty: Any, at: Any, length: Any) -> None:
-    for block in range(at // BLOCK, (at + length - 1) // BLOCK + 1):
-        dirty[block] = np.uint8(1)
-
-
 @njit(**_INNER)
-def _send_dense(
-    projection: Any, weights: Any, neuron: Any, payload: Any, begin: Any, end: Any, at: Any,
-    ring: Any,
-) -> Any:  # fmt: skip
-    """Add the rows of a dense matrix at one place; return the weights added."""
-    stride, base = projection["stride"], projection["weight"]
-    event = begin
-    if projection["graded"]:
-        while event < end:
+def _send_dense(m: Any, projection: Any, count: Any, at: Any) -> None:
+    """Add the rows of a dense matrix at one place."""
+    ring, weights = _ints(m.ring), _shorts(m.weights_at)
+    stride, base, fit = projection.stride, projection.weight, projection.fit
+    neuron, payload = _ints(m.events), _ints(m.messages)
+    if projection.graded:
+        for event in range(count):
             row = base + neuron[event] * stride
-            for i in range(0, stride, VECTOR):
+            for i in range(0, stride, RUN):
                 _add_scaled(ring, at + i, weights, row + i, payload[event])
-            event += 1
-    if projection["narrow"]:
-        while event + 4 <= end:
-            r0 = base + neuron[event] * stride
-            r1 = base + neuron[event + 1] * stride
-            r2 = base + neuron[event + 2] * stride
-            r3 = base + neuron[event + 3] * stride
-            for i in range(0, stride, VECTOR):
-                _add_four(ring, at + i, weights, r0 + i, r1 + i, r2 + i, r3 + i)
-            event += 4
-    while event < end:
-        row = base + neuron[event] * stride
-        for i in range(0, stride, VECTOR):
-            _add_row(ring, at + i, weights, row + i)
-        event += 1
-    return (end - begin) * projection["width"]
+        return
+    for begin in range(0, count, fit):
+        events, some = _ints(m.events + 4 * begin), min(fit, count - begin)
+        i = 0
+        while i + 4 * ROW <= stride:
+            _add_four(ring, at + i, weights, base + i, stride, events, some)
+            i += 4 * ROW
+        rest = stride - i
+        if rest == 3 * ROW:
+            _add_three(ring, at + i, weights, base + i, stride, events, some)
+        elif rest == 2 * ROW:
+            _add_two(ring, at + i, weights, base + i, stride, events, some)
+        elif rest == ROW:
+            _add_one(ring, at + i, weights, base + i, stride, events, some)
 
 
 @njit(**_INNER)
-def _send_runs(
-    net: Any, projection: Any, neuron: Any, payload: Any, begin: Any, end: Any, base: Any,
-    limit: Any, ring: Any, dirty: Any,
-) -> Any:  # fmt: skip
-    """Add the runs of each event's row; return the weights added."""
-    rows, runs, weights = net.rows, net.runs, net.weights
-    first_row, graded = projection["row"], projection["graded"]
-    added = 0
-    for event in range(begin, end):
+def _send_runs(m: Any, projection: Any, count: Any, base: Any, limit: Any) -> Any:
+    """Add the runs of each event's row; return the weights added.
+
+    Events whose runs lie at the same places, as those of the channels of one pixel, go together.
+    """
+    rows, runs, weights = _longs(m.rows_at), _ints(m.runs_at), _shorts(m.weights_at)
+    ring, dirty, pattern = _ints(m.ring), _bytes(m.dirty), _ints(m.pattern_at)
+    neuron, payload, starts = _ints(m.events), _ints(m.messages), _longs(m.starts_at)
+    first_row, graded = projection.row, projection.graded
+    most = 1 if graded else min(projection.fit, GROUP)
+    added, event = np.int64(0), np.int64(0)
+    while event < count:
         row = first_row + neuron[event]
-        for run in range(rows[row], rows[row + 1]):
+        begin, end = rows[row], rows[row + 1]
+        factor = payload[event] if graded else np.int32(1)
+        alike = np.int64(0)
+        while alike == 0 or (
+            alike < most and event < count and pattern[first_row + neuron[event]] == pattern[row]
+        ):
+            starts[alike] = rows[first_row + neuron[event]]
+            alike += 1
+            event += 1
+        for run in range(begin, end):
             at = base + runs[3 * run]
             at -= limit if at >= limit else 0
-            weight = np.int64(runs[3 * run + 1]) * VECTOR
             length = np.int64(runs[3 * run + 2])
             if graded:
-                for i in range(0, length, VECTOR):
-                    _add_scaled(ring, at + i, weights, weight + i, payload[event])
+                weight = np.int64(runs[3 * run + 1]) * RUN
+                for i in range(0, length, RUN):
+                    _add_scaled(ring, at + i, weights, weight + i, factor)
             else:
-                for i in range(0, length, VECTOR):
-                    _add_row(ring, at + i, weights, weight + i)
-            _mark(dirty, at, length)
-            added += int(length)
+                weight_of = _ints(m.runs_at + 4 * (3 * (run - begin) + 1))
+                for i in range(0, length, ROW):
+                    _add_alike(ring, at + i, weights, i, weight_of, starts, alike, length - i)
+            for block in range(at >> 6, ((at + length - 1) >> 6) + 1):
+                dirty[block] = np.uint8(1)
+            added += alike * length
     return added
 
 
 @njit(**_INNER)
-def _send_units(
-    net: Any, projection: Any, neuron: Any, payload: Any, begin: Any, end: Any, base: Any,
-    limit: Any, ring: Any, dirty: Any,
-) -> Any:  # fmt: skip
+def _send_units(m: Any, projection: Any, count: Any, base: Any, limit: Any) -> Any:
     """Add single weights, each at a place of its own; return their number."""
-    rows, place, weight = net.rows, net.unit_place, net.unit_weight
-    first_row, graded = projection["row"], projection["graded"]
-    added = 0
-    for event in range(begin, end):
+    rows, place, weight = _longs(m.rows_at), _ints(m.unit_place_at), _shorts(m.unit_weight_at)
+    ring, dirty = _ints(m.ring), _bytes(m.dirty)
+    neuron, payload = _ints(m.events), _ints(m.messages)
+    first_row, graded = projection.row, projection.graded
+    added = np.int64(0)
+    for event in range(count):
         row = first_row + neuron[event]
         first, last = rows[row], rows[row + 1]
         factor = payload[event] if graded else np.int32(1)
-        for i in range(np.uint64(first), np.uint64(last)):
+        for i in range(first, last):
             at = base + place[i]
             at -= limit if at >= limit else 0
-            ring[np.uint64(at)] += np.int32(weight[i] * factor)
-            dirty[np.uint64(at >> 6)] = np.uint8(1)
+            ring[at] += np.int32(weight[i] * factor)
+            dirty[at >> 6] = np.uint8(1)
         added += last - first
     return added
 
 
 @njit(**_INNER)
-def _release(
-    projection: Any, late: Any, ring: Any, dirty: Any, base: Any, limit: Any, stage: Any
-) -> None:
+def _release(m: Any, projection: Any, base: Any, limit: Any) -> None:
     """Move gathered sums to the slots of their targets' delays."""
-    first, delays = projection["first"], projection["late"]
-    for i in range(projection["size"]):
-        at = base + late[delays + i] + first + i
+    ring, dirty = _ints(m.ring), _bytes(m.dirty)
+    stage = _ints(m.ring + 4 * (limit + projection.first))
+    late = _ints(m.late_at + 4 * projection.late)
+    for i in range(projection.size):
+        at = base + late[i]
         at -= limit if at >= limit else 0
-        ring[np.uint64(at)] += ring[np.uint64(stage + first + i)]
-        ring[np.uint64(stage + first + i)] = _ZERO
-        dirty[np.uint64(at >> 6)] = np.uint8(1)
+        ring[at] += stage[i]
+        stage[i] = _ZERO
+        dirty[at >> 6] = np.uint8(1)
 
 
 @njit(**_INNER)
-def _send(
-    net: Any, node: Any, now: Any, neuron: Any, payload: Any, begin: Any, end: Any,
-    ring: Any, dirty: Any,
-) -> Any:  # fmt: skip
-    """Send events [begin, end) of a node to all of its targets; return the weights added."""
-    lanes = net.lanes
-    limit = net.depth * lanes
+def _send(m: Any, node: Any, now: Any, count: Any) -> None:
+    """Send the events of a node to all of its targets, and count them."""
+    lanes, outgoing = m.lanes, _longs(m.outgoing_at)
+    limit = m.depth * lanes
     base = (now + 1) * lanes
     base -= limit if base >= limit else 0
-    added = 0
-    for j in range(net.outgoing[node], net.outgoing[node + 1]):
-        projection = _item(net.projections, j)
-        staged = projection["late"] >= 0
+    added = np.int64(0)
+    for j in range(outgoing[node], outgoing[node + 1]):
+        projection = _projection(m.projections_at, j)
+        staged = projection.late >= 0
         origin = limit if staged else base
         bound = 2 * limit + 2 * lanes if staged else limit
-        if projection["kind"] == DENSE:
-            at = origin + projection["place"]
+        if projection.kind == DENSE:
+            at = origin + projection.place
             at -= bound if at >= bound else 0
-            added += _send_dense(projection, net.weights, neuron, payload, begin, end, at, ring)
-            _mark(dirty, at, projection["width"])
-        elif projection["kind"] == RUNS:
-            added += _send_runs(
-                net, projection, neuron, payload, begin, end, origin, bound, ring, dirty
-            )
+            _send_dense(m, projection, count, at)
+            dirty = _bytes(m.dirty)
+            for block in range(at >> 6, (at + projection.size + BLOCK - 1) >> 6):
+                dirty[block] = np.uint8(1)
+            added += count * projection.size
+        elif projection.kind == RUNS:
+            added += _send_runs(m, projection, count, origin, bound)
         else:
-            added += _send_units(
-                net, projection, neuron, payload, begin, end, origin, bound, ring, dirty
-            )
+            added += _send_units(m, projection, count, origin, bound)
         if staged:
-            _release(projection, net.late, ring, dirty, base, limit, limit)
-    return added
+            _release(m, projection, base, limit)
+    m.spikes += count
+    m.operations += added
 
 
 @njit(**_INNER)
-def _keep(
-    control: Any, sample: Any, node: Any, step: Any, neuron: Any, payload: Any, begin: Any,
-    end: Any, work: Any, graded: Any,
-) -> Any:  # fmt: skip
-    """Copy the events that are not lost to the work list; return their number."""
-    key = _step_key(control, sample, node, step)
-    count = 0
-    for event in range(begin, end):
-        if not _is_lost(key, control["chance"], neuron[event]):
-            work.neuron[count] = neuron[event]
-            if graded:
-                work.payload[count] = payload[event]
-            count += 1
-    return count
+def _keep(m: Any, node: Any, time: Any, count: Any) -> Any:
+    """Keep the events of a node that are not lost, in the work list or where they are."""
+    key = _chain(_chain(_HASH, m.seed), m.run)
+    key = _chain(key, m.number + np.uint64(m.sample))
+    key = _chain(_chain(key, np.uint64(node)), np.uint64(time))
+    neuron = _ints(m.events)
+    if node < m.inputs:
+        m.events = m.work_neuron_at
+    kept, count_kept = _ints(m.events), 0
+    for event in range(count):
+        kept[count_kept] = neuron[event]
+        if not _is_lost(key, m.chance, neuron[event]):
+            count_kept += 1
+    return count_kept
 
 
 @njit(**_INNER)
-def _write(record: Any, k: Any, neuron: Any, payload: Any, begin: Any, end: Any) -> None:
-    """Append events [begin, end) to record k."""
-    used = record.begin[k] + record.used[k]
-    for i in range(end - begin):
-        record.neuron[used + i] = neuron[begin + i]
-    if record.graded[k]:
-        for i in range(end - begin):
-            record.payload[used + i] = payload[begin + i]
-    record.used[k] += end - begin
+def _is_steady(m: Any, drive: Any, column: Any) -> Any:
+    """Whether an input drives as it did a column before."""
+    offsets = _longs(m.in_offsets_at + 8 * (drive.input * m.columns + column - 1))
+    neuron, payload = _ints(m.in_neuron_at), _ints(m.in_payload_at)
+    before, now, end = offsets[0], offsets[1], offsets[2]
+    if end - now != now - before:
+        return False
+    different = _ZERO
+    for i in range(end - now):
+        different |= neuron[before + i] ^ neuron[now + i]
+        different |= payload[before + i] ^ payload[now + i]
+    return different == 0
 
 
 @njit(**_INNER)
-def _emit(
-    net: Any, control: Any, record: Any, k: Any, node: Any, now: Any, neuron: Any,
-    payload: Any, begin: Any, end: Any, ring: Any, dirty: Any,
-) -> None:  # fmt: skip
-    """Count, record and send events [begin, end) of a node."""
-    control["spikes"] += end - begin
-    if k >= 0:
-        _write(record, k, neuron, payload, begin, end)
-    control["operations"] += _send(net, node, now, neuron, payload, begin, end, ring, dirty)
+def _drive_bias(m: Any, population: Any, column: Any) -> None:
+    """Set the bias of a population to its own plus what the inputs of a column add.
+
+    It is clipped to where v saturates anyway, for exact sums in 32 bits.
+    """
+    driven, bias, awake = _ints(m.driven_at), _ints(m.bias_at), _bytes(m.awake)
+    neuron, payload = _ints(m.in_neuron_at), _ints(m.in_payload_at)
+    first = population.first
+    last = first + population.size
+    for i in range(first, last):
+        driven[i] = bias[i]
+    for d in range(population.drive_begin, population.drive_end):
+        drive = _drive(m.drives_at, d)
+        if drive.kind == DRIVE_BIAS:
+            offsets = _longs(m.in_offsets_at + 8 * (drive.input * m.columns + column))
+            for event in range(offsets[0], offsets[1]):
+                value = np.int64(payload[event]) << drive.shift
+                driven[first + neuron[event]] += np.int32(value)
+    if population.model == CUBA:
+        for i in range(first, last):
+            driven[i] = min(max(driven[i], -BIAS_LIMIT), BIAS_LIMIT)
+    for block in range(first >> 6, (last + BLOCK - 1) >> 6):
+        awake[block] = np.uint8(1)
 
 
 @njit(**_INNER)
-def _drive(
-    net: Any, inputs: Any, work: Any, control: Any, population: Any, sample: Any,
-    step: Any, lane: Any,
-) -> None:  # fmt: skip
-    """Apply the inputs that drive a population directly."""
-    time = control["start"] + step
-    column = sample * control["steps"] + step
-    first, slot = population["first"], time % net.depth * net.lanes
-    for d in range(population["drive_begin"], population["drive_end"]):
-        drive = _item(net.drives, d)
-        key = _step_key(control, sample, drive["input"], time)
-        row = drive["input"] * inputs.width
-        for event in range(inputs.offsets[row + column], inputs.offsets[row + column + 1]):
-            i = first + inputs.neuron[event]
-            if control["faulty"] and _is_lost(key, control["chance"], i - first):
-                continue
-            value = inputs.payload[event] if drive["graded"] else np.int32(1)
-            if drive["kind"] == DRIVE_BIAS:
-                lane.awake[i // BLOCK] = np.uint8(1)
-                work.bias[i] += np.int32(np.int64(value) << drive["shift"])
-            else:
-                lane.ring[slot + i] += value
-                lane.dirty[(slot + i) // BLOCK] = np.uint8(1)
+def _reset_lanes(m: Any, first: Any, last: Any) -> None:
+    u, v, third, awake = _ints(m.u), _ints(m.v), _ints(m.third), _bytes(m.awake)
+    for i in range(first, last):
+        u[i] = _ZERO
+        v[i] = _ZERO
+        third[i] = _ZERO
+    for block in range(first >> 6, (last + BLOCK - 1) >> 6):
+        awake[block] = np.uint8(1)
 
 
 @njit(**_INNER)
-def _settle(
-    net: Any, inputs: Any, work: Any, population: Any, column: Any, restore: Any,
-    awake: Any,
-) -> None:  # fmt: skip
-    """Clip driven biases to where v saturates anyway, for exact sums in 32 bits; or restore."""
-    for d in range(population["drive_begin"], population["drive_end"]):
-        drive = _item(net.drives, d)
-        if drive["kind"] == DRIVE_BIAS:
-            row = drive["input"] * inputs.width
-            for event in range(inputs.offsets[row + column], inputs.offsets[row + column + 1]):
-                lane = population["first"] + inputs.neuron[event]
-                if restore:
-                    work.bias[lane] = net.bias[lane]
-                    awake[lane // BLOCK] = np.uint8(1)
-                elif population["model"] == CUBA:
-                    bias = min(max(work.bias[lane], -BIAS_LIMIT), BIAS_LIMIT)
-                    work.bias[lane] = np.int32(bias)
-
-
-@njit(**_INNER)
-def _reset_lanes(lane: Any, begin: Any, end: Any) -> None:
-    for i in range(begin, end):
-        lane.u[i] = _ZERO
-        lane.v[i] = _ZERO
-        lane.third[i] = _ZERO
-    for block in range(begin // BLOCK, (end + BLOCK - 1) // BLOCK):
-        lane.awake[block] = np.uint8(1)
-
-
-@njit(**_INNER)
-def _reset_ring(net: Any, lane: Any) -> None:
-    for block in range((net.depth + 1) * (net.lanes // BLOCK)):
-        if lane.dirty[block]:
-            lane.dirty[block] = np.uint8(0)
+def _reset_ring(m: Any) -> None:
+    ring, dirty = _ints(m.ring), _bytes(m.dirty)
+    for block in range((m.depth + 1) * m.lanes >> 6):
+        if dirty[block]:
+            dirty[block] = np.uint8(0)
             for i in range(block * BLOCK, (block + 1) * BLOCK):
-                lane.ring[i] = _ZERO
+                ring[i] = _ZERO
 
 
 @njit(**_INNER)
-def _has_room(record: Any) -> bool:
-    for k in range(record.records):  # noqa: SIM110
-        if record.used[k] + record.size[k] > record.room[k]:
-            return False
-    return True
+def _prepare(m: Any, population: Any, time: Any, now: Any, column: Any) -> None:
+    """Before the update of a population: reset it where due, and apply what drives it.
+
+    A driven bias stays in place until it changes. The events will go to their record, if any.
+    """
+    neuron, payload = _ints(m.in_neuron_at), _ints(m.in_payload_at)
+    ring, dirty = _ints(m.ring), _bytes(m.dirty)
+    interval, k = population.reset_interval, population.record
+    if interval > 0 and time % interval == population.reset_offset:
+        _reset_lanes(m, population.first, population.first + population.size)
+    first, changes = now * m.lanes + population.first, False
+    for d in range(population.drive_begin, population.drive_end):
+        drive = _drive(m.drives_at, d)
+        if drive.kind == DRIVE_BIAS:
+            changes = changes or m.steady == 0 or not _is_steady(m, drive, column)
+            continue
+        offsets = _longs(m.in_offsets_at + 8 * (drive.input * m.columns + column))
+        for event in range(offsets[0], offsets[1]):
+            at = first + neuron[event]
+            ring[at] += payload[event]
+            dirty[at >> 6] = np.uint8(1)
+    if changes:
+        _drive_bias(m, population, column)
+    m.events, m.messages = m.work_neuron_at, m.work_payload_at
+    if k >= 0:
+        end = _longs(m.begin_at)[k] + _longs(m.used_at)[k]
+        m.events = m.neuron_at + 4 * end
+        m.messages = m.payload_at + 4 * end
 
 
 @njit(**_INNER)
-def _record_states(record: Any, population: Any, index: Any, u: Any, v: Any) -> None:
-    first, size = population["first"], population["size"]
-    if population["record_u"] >= 0:
-        at = population["record_u"] + index * size
+def _find_input(m: Any, node: Any, column: Any) -> Any:
+    """Find the events of an input; return their number."""
+    offsets = _longs(m.in_offsets_at + 8 * (node * m.columns + column))
+    m.events = m.in_neuron_at + 4 * offsets[0]
+    m.messages = m.in_payload_at + 4 * offsets[0]
+    return offsets[1] - offsets[0]
+
+
+@njit(**_INNER)
+def _note(m: Any, population: Any, column: Any, count: Any) -> None:
+    """Record the events and the states of a population."""
+    k, first, size = population.record, population.first, population.size
+    if k >= 0:
+        used, offsets = _longs(m.used_at), _longs(m.offsets_at)
+        used[k] += count
+        offsets[k * m.columns + column + 1] = used[k]
+    if population.record_u >= 0:
+        u, to = _ints(m.u), _ints(m.states_at + 4 * (population.record_u + column * size))
         for i in range(size):
-            record.states[at + i] = u[first + i]
-    if population["record_v"] >= 0:
-        at = population["record_v"] + index * size
+            to[i] = u[first + i]
+    if population.record_v >= 0:
+        v, to = _ints(m.v), _ints(m.states_at + 4 * (population.record_v + column * size))
         for i in range(size):
-            record.states[at + i] = v[first + i]
+            to[i] = v[first + i]
 
 
 @njit(**_INNER)
-def _step(
-    net: Any, inputs: Any, work: Any, record: Any, control: Any, sample: Any, step: Any,
-    lane: Any,
-) -> None:  # fmt: skip
-    """Do one step of one sample."""
-    time = control["start"] + step
-    now = time % net.depth
-    column = sample * control["steps"] + step
-    for node in range(net.n_inputs):
-        row = node * inputs.width + column
-        begin, end = inputs.offsets[row], inputs.offsets[row + 1]
-        neuron, payload = inputs.neuron, inputs.payload
-        if control["faulty"] and end > begin:
-            graded = inputs.graded
-            end = _keep(control, sample, node, time, neuron, payload, begin, end, work, graded)
-            begin, neuron, payload = np.int64(0), work.neuron, work.payload
-        if end > begin:
-            _emit(
-                net, control, record, inputs.record[node], node, now, neuron, payload,
-                begin, end, lane.ring, lane.dirty,
-            )  # fmt: skip
-    for p in range(net.n_populations):
-        population = _item(net.populations, p)
-        interval = population["reset_interval"]
-        if interval > 0 and time % interval == population["reset_offset"]:
-            _reset_lanes(lane, population["first"], population["first"] + population["size"])
-        driven = population["drive_end"] > population["drive_begin"]
-        if driven:
-            _drive(net, inputs, work, control, population, sample, step, lane)
-            _settle(net, inputs, work, population, column, np.int64(0), lane.awake)
-        count = _update(net, work, control, population, now, lane)
-        if driven:
-            _settle(net, inputs, work, population, column, np.int64(1), lane.awake)
-        if population["record_u"] >= 0 or population["record_v"] >= 0:
-            _record_states(record, population, column, lane.u, lane.v)
-        if count > 0 and control["faulty"]:
-            graded = population["model"] != CUBA
-            count = _keep(
-                control, sample, net.n_inputs + p, time, work.neuron, work.payload, np.int64(0),
-                count, work, graded,
-            )  # fmt: skip
-        if count > 0:
-            _emit(
-                net, control, record, population["record"], net.n_inputs + p, now,
-                work.neuron, work.payload, np.int64(0), count, lane.ring, lane.dirty,
-            )  # fmt: skip
-    for k in range(record.records):
-        record.offsets[k * record.width + column + 1] = record.used[k]
+def _steps_with_room(m: Any) -> Any:
+    """For how many steps there is surely room for the events."""
+    used, room, size = _longs(m.used_at), _longs(m.room_at), _longs(m.size_at)
+    steps = m.steps
+    for k in range(m.records):
+        steps = min(steps, (room[k] - used[k] - SPARE) // size[k])
+    return steps
 
 
 @njit(**_INNER)
-def _point(circuit: Any, inputs: Any) -> Any:
-    return _Net(
-        _pointer(circuit.populations, 0), _pointer(circuit.projections, 0),
-        _pointer(circuit.outgoing, 0), _pointer(circuit.drives, 0),
-        _pointer(circuit.threshold, 0), _pointer(circuit.bias, 0), _pointer(circuit.faults, 0),
-        _pointer(circuit.rows, 0), _pointer(circuit.runs, 0), _pointer(circuit.weights, 0),
-        _pointer(circuit.unit_place, 0), _pointer(circuit.unit_weight, 0),
-        _pointer(circuit.late, 0), circuit.depth, circuit.threshold.size,
-        circuit.populations.size, inputs.record.size,
-    )  # fmt: skip
+def _begin_sample(m: Any) -> None:
+    """Find the state of a sample, and reset it at the start."""
+    row = m.sample * m.kept
+    lanes, ring = m.lanes, (m.depth + 1) * m.lanes
+    m.u = m.u_at + 4 * row * lanes
+    m.v = m.v_at + 4 * row * lanes
+    m.third = m.third_at + 4 * row * lanes
+    m.ring = m.ring_at + 4 * row * (ring + BLOCK)
+    m.dirty = m.dirty_at + row * (ring >> 6)
+    m.awake = m.awake_at + row * (lanes >> 6)
+    if m.step == 0:
+        m.steady = 0
+        if m.fresh:
+            _reset_lanes(m, np.int64(0), lanes)
+            _reset_ring(m)
 
 
-@njit(nogil=True, cache=True)
-def advance(circuit: Any, inputs: Any, state: Any, scratch: Any, record: Any, controls: Any) -> int:
+@njit(nogil=True, cache=True, error_model="numpy")
+def advance(machines: Any) -> int:
     """Run samples until all is done, a record might not fit, or the budget is spent.
 
-    `controls` is one CONTROL; it says where to begin and where the next call goes on.
+    `machines` is one MACHINE; it says where to begin and where the next call goes on.
     """
-    net = _point(circuit, inputs)
-    feed = _Feed(
-        _pointer(inputs.offsets, 0), _pointer(inputs.neuron, 0), _pointer(inputs.payload, 0),
-        _pointer(inputs.record, 0), inputs.offsets.shape[1], inputs.payload.size > 0,
-    )  # fmt: skip
-    work = _Work(
-        _pointer(scratch.bias, 0), _pointer(scratch.flags, 0), _pointer(scratch.masks, 0),
-        _pointer(scratch.message, 0),
-        _pointer(scratch.neuron, 0), _pointer(scratch.payload, 0),
-    )  # fmt: skip
-    tape = _Tape(
-        _pointer(record.begin, 0), _pointer(record.room, 0), _pointer(record.used, 0),
-        _pointer(record.offsets, 0), _pointer(record.neuron, 0), _pointer(record.payload, 0),
-        _pointer(record.size, 0), _pointer(record.graded, 0), _pointer(record.states, 0),
-        record.used.size, record.offsets.shape[1],
-    )  # fmt: skip
-    control = controls[0]
-    budget = control["budget"] + control["operations"] + control["updates"]
-    ring, dirty = state.ring.shape[1], state.dirty.shape[1]
-    while control["sample"] < control["samples"]:
-        sample = control["sample"]
-        row = sample if state.u.shape[0] > 1 else 0
-        lane = _Lanes(
-            _pointer(state.u, row * net.lanes), _pointer(state.v, row * net.lanes),
-            _pointer(state.third, row * net.lanes), _pointer(state.ring, row * ring),
-            _pointer(state.dirty, row * dirty), _pointer(state.awake, row * (net.lanes // BLOCK)),
-        )  # fmt: skip
-        if control["step"] == 0 and control["fresh"]:
-            _reset_lanes(lane, 0, net.lanes)
-            _reset_ring(net, lane)
-        for step in range(control["step"], control["steps"]):
-            if not _has_room(tape):
-                control["step"] = step
-                return NO_ROOM
-            if control["operations"] + control["updates"] >= budget:
-                control["step"] = step
+    m = machines[0]
+    pause = m.budget + m.operations + m.updates
+    room = _steps_with_room(m)
+    while m.sample < m.samples:
+        _begin_sample(m)
+        now = (m.start + m.step) % m.depth
+        for step in range(m.step, m.steps):
+            m.step = step
+            if m.operations + m.updates >= pause:
                 return PAUSED
-            _step(net, feed, work, tape, control, sample, step, lane)
-        control["sample"] = sample + 1
-        control["step"] = 0
+            if room == 0:
+                room = _steps_with_room(m)
+                if room == 0:
+                    return NO_ROOM
+            room -= 1
+            time, column = m.start + step, m.sample * m.steps + step
+            for node in range(m.nodes):
+                population = _population(m.populations_at, node - m.inputs)
+                if node < m.inputs:
+                    count = _find_input(m, node, column)
+                else:
+                    _prepare(m, population, time, now, column)
+                    count = _update(m, population, now)
+                if m.faulty:
+                    count = _keep(m, node, time, count)
+                if count > 0:
+                    _send(m, node, now, count)
+                if node >= m.inputs:
+                    _note(m, population, column, count)
+            m.steady = 1
+            now = now + 1 if now + 1 < m.depth else 0
+        m.sample += 1
+        m.step = 0
     return DONE
