@@ -17,6 +17,9 @@ LIMITS: Mapping[BackendName, Limits] = {
             "Lava has a refractory neuron in floating point only (lava.proc.lif.models); the "
             "emulator and the reference run it"
         ),
+        "sigma-delta reset": (
+            "Lava's sigma-delta models have no reset (lava.proc.sdn.models), and netx ignores it"
+        ),
     },
 }
 

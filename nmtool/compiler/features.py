@@ -27,6 +27,7 @@ Feature: TypeAlias = Literal[
     "delta",
     "sigma delta",
     "sigma",
+    "sigma-delta reset",
     "spike input",
     "graded input",
     "bias input",
@@ -87,7 +88,7 @@ def _of_population(population: QuantizedPopulation) -> Iterator[Feature]:
     if population.refractory_delay > 1:
         yield "refractory delay"
     if population.reset is not None:
-        yield "periodic reset"
+        yield "sigma-delta reset" if population.graded else "periodic reset"
     if np.any(population.axonal_delay):
         yield "axonal delay"
 

@@ -10,6 +10,7 @@ runs them. What is read in another way than netx would is noted in ``metadata["n
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -50,6 +51,10 @@ from nmtool.quantization import (
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 BIAS_EXPONENT = 6
+WORD = 1 << 31
+MAX_NEURONS = 1 << 27
+"""More neurons in one layer than this are refused before anything is allocated."""
+
 NEVER = 1 << 17
 """netx's threshold for neurons that never spike: one more than the register holds."""
 
@@ -137,9 +142,15 @@ def load_netx(
             return reader.network()
     except NmtoolError as error:
         raise type(error)(f"{path}: {error}") from None
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"{path}: not a netx file, or damaged ({reason})") from None
+
+
+_DAMAGE = (
+    *(OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError),
+    *(ArithmeticError, MemoryError),
+)
 
 
 def _bytes(path: Path) -> bytes:
@@ -177,8 +188,8 @@ class _Layer:
     def whole(self, key: str) -> IntArray:
         """An array of whole numbers; fractions are dropped, as netx drops them."""
         values = self.array(key)
-        if not np.all(np.isfinite(values)):
-            raise ArtifactError(f"{self.name}.{key}: found a value that is not a finite number")
+        if not np.all(np.abs(values) < WORD):
+            raise ArtifactError(f"{self.name}.{key}: found a value that is no number of 32 bits")
         return np.asarray(values).astype(np.int64)
 
     def one(self, key: str) -> int:
@@ -193,7 +204,10 @@ class _Layer:
 
     def text(self, key: str) -> str:
         """A word, stored as bytes or as an array of one."""
-        value = np.asarray(self.group[key][()]).ravel()[0]
+        words = np.asarray(self.group[key][()]).ravel()
+        if not words.size:
+            raise ArtifactError(f"{self.name}.{key}: found nothing, allowed a word")
+        value = words[0]
         return value.decode("ascii") if isinstance(value, bytes) else str(value)
 
     def pair(self, key: str) -> Pair:
@@ -213,7 +227,13 @@ class _Layer:
     @property
     def shape(self) -> Shape:
         """(x, y, channel), or one axis."""
-        return tuple(int(n) for n in self.whole("shape").ravel()[::-1])
+        found = tuple(int(n) for n in self.whole("shape").ravel()[::-1])
+        if not found or min(found) < 1 or math.prod(found) > MAX_NEURONS:
+            raise ArtifactError(
+                f"{self.name}.shape: found {found}, allowed sizes from 1, up to {MAX_NEURONS} "
+                "neurons in all"
+            )
+        return found
 
     @property
     def neuron(self) -> _Layer | None:
