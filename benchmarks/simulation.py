@@ -202,13 +202,15 @@ def _near_the_limit(case: Case, counts: Any, seconds: float) -> dict[str, Any]:
     synapses, updates = counts["synaptic_operations"], counts["neuron_updates"]
     operations = synapses * OPERATIONS["synapse"] + updates * update
     read = synapses * BYTES["synapse"] + updates * BYTES["update"]
-    rate, speed = integer_rate(), bandwidth()
-    least = max(operations / rate, read / speed) / case.threads
+    threads = min(case.threads, case.spikes.n_samples)
+    rate, speed = integer_rate(threads), bandwidth(threads)
+    least = max(operations / rate, read / speed)
     return {
         "synaptic_operations": synapses,
         "neuron_updates": updates,
         "integer_operations": operations,
         "bytes": read,
+        "threads": threads,
         "integer_rate": rate,
         "bandwidth": speed,
         "share_of_the_machine": least / seconds,
