@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -128,6 +128,12 @@ class Input:
     shape: tuple[int, ...]
     kind: InputKind = "spikes"
     drives: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(InputKind):
+            raise ConfigError(
+                f"input.kind: found {self.kind!r}, allowed {', '.join(get_args(InputKind))}"
+            )
 
     @property
     def size(self) -> int:
@@ -334,6 +340,11 @@ def _check_projection(
             raise ConfigError(
                 f"projection {name}: found the {role} {end!r}, allowed {', '.join(allowed)}"
             )
+    if not isinstance(projection.operations, tuple):
+        raise ConfigError(
+            f"projection {name}: found operations of type "
+            f"{type(projection.operations).__name__}, allowed a tuple of operations"
+        )
     nodes: dict[str, Input | _Node] = {**inputs, **populations}
     source, target = nodes[projection.source].shape, nodes[projection.target].shape
     wanted = (int(np.prod(target)), int(np.prod(source)))

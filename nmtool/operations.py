@@ -40,6 +40,9 @@ class Dense:
 
     weight: Array
 
+    def __post_init__(self) -> None:
+        _check_array("dense", self.weight, "(target, source)")
+
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of what comes out."""
         if self.weight.ndim != 2 or self.weight.shape[1] != _size(shape):
@@ -133,6 +136,13 @@ class Conv:
     dilation: Pair = (1, 1)
     groups: int = 1
 
+    def __post_init__(self) -> None:
+        _check_array(
+            "conv", self.weight, "(channels out, kernel x, kernel y, channels in / groups)"
+        )
+        for name in ("stride", "padding", "dilation"):
+            _check_pair(f"conv.{name}", getattr(self, name))
+
     def output_shape(self, shape: Shape) -> Shape:
         """The shape (x, y, channels out)."""
         _three_axes("conv", shape)
@@ -195,6 +205,10 @@ class SumPool:
     stride: Pair
     padding: Pair = (0, 0)
     overhang: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("kernel", "stride", "padding"):
+            _check_pair(f"sum pooling.{name}", getattr(self, name))
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape (x, y, channels)."""
@@ -270,6 +284,9 @@ class Scale:
     """
 
     weight: Array
+
+    def __post_init__(self) -> None:
+        _check_array("scale", self.weight, "(1,)")
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape stays."""
@@ -378,6 +395,20 @@ def join(first: Connections, second: Connections) -> Connections:
     return Connections(
         first.source[way], second.target[then], first.index[way] + second.index[then]
     )
+
+
+def _check_array(kind: str, weight: object, shape: str) -> None:
+    if not isinstance(weight, np.ndarray):
+        raise ConfigError(
+            f"{kind}: found weights of type {type(weight).__name__}, allowed a numpy array of "
+            f"shape {shape}"
+        )
+
+
+def _check_pair(name: str, value: object) -> None:
+    whole = isinstance(value, tuple) and all(isinstance(n, int | np.integer) for n in value)
+    if not whole or len(value) != 2:  # type: ignore[arg-type]
+        raise ConfigError(f"{name}: found {value!r}, allowed a pair of whole numbers (x, y)")
 
 
 def _size(shape: Shape) -> int:

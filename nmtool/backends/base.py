@@ -243,6 +243,11 @@ def input_batch(
         if len(inputs) != 1:
             raise ConfigError(f"input: found one spike train, allowed one for each of {[*inputs]}")
         spikes = {next(iter(inputs)): spikes}
+    if not isinstance(spikes, Mapping):
+        raise ConfigError(
+            f"input: found a {type(spikes).__name__}, allowed a SpikeTrain (from_raster makes one) "
+            "or one for each input by name"
+        )
     if set(spikes) != set(inputs):
         raise ConfigError(f"input: found spikes for {[*spikes]}, allowed {[*inputs]}")
     first = next(iter(spikes.values()), None)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nmtool.chip import BackendName, HardwareConfig
+from nmtool.chip import HardwareConfig
 from nmtool.compiler.features import Feature
 
 Limits = Mapping[Feature, str]
 
-LIMITS: Mapping[BackendName, Limits] = {
+LIMITS: Mapping[str, Limits] = {
     "emulator": {},
     "reference": {},
     "lava-sim": {

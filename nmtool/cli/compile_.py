@@ -12,6 +12,7 @@ import click
 from nmtool import formats
 from nmtool.backends import LIMITS, limits_of
 from nmtool.backends.base import refuse_unsupported
+from nmtool.backends.limits import Limits
 from nmtool.chip import ChipSpec, HardwareConfig, is_chip, load_chip, load_hardware, shipped
 from nmtool.cli.common import FILE, Options, emit, table, verb, warn
 from nmtool.cli.runs import load_network
@@ -52,9 +53,9 @@ def command(
     """
     if source is None or hw is None:
         if not explain or source is not None or hw is not None:
-            missing = "--hw" if source is not None else "SOURCE"
-            raise UsageError(f"compile: found no {missing}, allowed without both for --explain")
-        emit(options, "explain", {"features": support({})}, _explained({}))
+            missing = "SOURCE, a network" if source is None else "--hw, a target or chip"
+            raise UsageError(f"compile: found no {missing}; add it (only --explain runs alone)")
+        emit(options, "explain", {"features": support({}, LIMITS)}, _explained({}, LIMITS))
         return
     hardware, chip = _target(hw, options)
     path = Path(source)
@@ -72,7 +73,8 @@ def command(
     )
     used = features(program)
     if explain:
-        emit(options, "explain", {"features": support(used)}, _explained(used))
+        limits = {**LIMITS, hardware.name: limits_of(hardware)} if hardware else LIMITS
+        emit(options, "explain", {"features": support(used, limits)}, _explained(used, limits))
         return
     if hardware:
         refuse_unsupported(hardware.backend, limits_of(hardware), program)
@@ -100,33 +102,35 @@ def command(
     emit(options, "compile", document, _text(program, target_file, options))
 
 
-def support(used: Mapping[Feature, list[str]]) -> list[dict[str, object]]:
+def support(
+    used: Mapping[Feature, list[str]], backends: Mapping[str, Limits]
+) -> list[dict[str, object]]:
     """For every kind of layer, neuron and input: which backend runs it, and who uses it."""
     return [
         {
             "feature": feature,
             "used_by": used.get(feature, []),
-            **{name: limits.get(feature) or True for name, limits in LIMITS.items()},
+            **{name: limits.get(feature) or True for name, limits in backends.items()},
         }
         for feature in FEATURES
     ]
 
 
-def _explained(used: Mapping[Feature, list[str]]) -> str:
+def _explained(used: Mapping[Feature, list[str]], backends: Mapping[str, Limits]) -> str:
     rows = [
         (
             feature,
-            *("no" if feature in limits else "yes" for limits in LIMITS.values()),
+            *("no" if feature in limits else "yes" for limits in backends.values()),
             ", ".join(used.get(feature, [])),
         )
         for feature in FEATURES
     ]
     reasons = [
         f"{name}, {feature}: {reason}"
-        for name, limits in LIMITS.items()
+        for name, limits in backends.items()
         for feature, reason in limits.items()
     ]
-    header = ("layer, neuron or input", *LIMITS, "in this network" if used else "")
+    header = ("layer, neuron or input", *backends, "in this network" if used else "")
     return "\n".join((table(header, rows), "", *reasons))
 
 

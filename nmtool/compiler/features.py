@@ -80,7 +80,7 @@ def _uses(program: Program) -> Iterator[tuple[Feature, str]]:
             yield feature, f"population {name}"
     for line in program.simulators_only:
         yield "values beyond the chip's registers", f"population {line.split('.')[0]}"
-    yield from _of_projections(net, {name: i for i, name in enumerate(program.order)})
+    yield from _of_projections(net)
 
 
 def _of_population(population: QuantizedPopulation) -> Iterator[Feature]:
@@ -93,7 +93,7 @@ def _of_population(population: QuantizedPopulation) -> Iterator[Feature]:
         yield "axonal delay"
 
 
-def _of_projections(net: QuantizedNetwork, place: dict[str, int]) -> Iterator[tuple[Feature, str]]:
+def _of_projections(net: QuantizedNetwork) -> Iterator[tuple[Feature, str]]:
     for name, projection in net.projections.items():
         where = f"projection {name}"
         for operation in projection.operations:
@@ -102,5 +102,16 @@ def _of_projections(net: QuantizedNetwork, place: dict[str, int]) -> Iterator[tu
             yield "synaptic delay per weight", where
         elif projection.delay_max:
             yield "synaptic delay", where
-        if place.get(projection.source, -1) >= place[projection.target]:
+        if projection.source in _reached_from(net, projection.target):
             yield "recurrent projection", where
+
+
+def _reached_from(net: QuantizedNetwork, start: str) -> set[str]:
+    """The populations that spikes of one can reach, itself included."""
+    reached, pending = {start}, [start]
+    while pending:
+        name = pending.pop()
+        ends = {p.target for p in net.projections.values() if p.source == name}
+        pending += ends - reached
+        reached |= ends
+    return reached

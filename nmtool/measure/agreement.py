@@ -122,7 +122,9 @@ def _population(a: Recording, b: Recording, name: str) -> tuple[PopulationAgreem
         unequal = mine.reshape(left.shape) != yours.reshape(left.shape)
         states = (states or 0) + int(unequal.sum())
         place = _earlier(place, _first(unequal, quantity))
-    count = PopulationAgreement(name, int(left.sum()), int(right.sum()), int(apart.sum()), states)
+    count = PopulationAgreement(
+        name, int(np.count_nonzero(left)), int(np.count_nonzero(right)), int(apart.sum()), states
+    )
     return count, place
 
 

@@ -10,6 +10,7 @@ from nmtool import formats
 from nmtool.api import export, load
 from nmtool.chip import SynapseFormat
 from nmtool.compiler import Program
+from nmtool.formats import save
 from nmtool.network import Input
 from nmtool.operations import Conv, Dense, Flatten
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, QuantizedProjection
@@ -312,3 +313,14 @@ def test_deploy_of_an_imported_program_needs_input(nmtool, folder, net):
     done = nmtool("deploy", "p.h5", "--hw", "emulator", "--input", "x.npy", "--json")
     assert done.code == 0
     assert (done.json["samples"], done.json["steps"]) == (3, 20)
+
+
+def test_explain_shows_what_a_target_with_faults_cannot_run(nmtool, folder):
+    driven = {"i": Input((3,), "bias", "a")}
+    network = QuantizedNetwork("n", "loihi2", driven, {"a": population((3,))}, {}, ("a",))
+    save(folder / "driven.h5", network)
+    done = nmtool("compile", "driven.h5", "--hw", "loihi2-faulty", "--explain", "--json")
+    assert done.code == 0
+    rows = {row["feature"]: row for row in done.json["features"]}
+    assert "fault model" in rows["bias input"]["loihi2-faulty"]
+    assert rows["bias input"]["emulator"] is True

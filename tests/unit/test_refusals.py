@@ -8,8 +8,10 @@ import pytest
 from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import SynapseFormat, load_chip
 from nmtool.compiler import compile_program
+from nmtool.compiler.features import features
 from nmtool.errors import ConfigError, FitError
 from nmtool.network import Input
+from nmtool.operations import Conv, Dense, Scale, SumPool
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, QuantizedProjection
 from nmtool.spikes import SpikeTrain
 
@@ -67,3 +69,43 @@ def test_values_of_a_graded_input_have_24_bits_and_messages_32():
     assert found.select([0]).payload.max() == 2**25 - 4
     with pytest.raises(ConfigError, match="allowed up to"):
         session.run(SpikeTrain.from_raster(np.full((1, 3), 2**23), graded=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Scale(0.9), "scale: found weights of type float"),
+        (lambda: Dense([[1.0]]), "dense: found weights of type list"),
+        (lambda: SumPool(2, 2), r"sum pooling\.kernel: found 2, allowed a pair"),
+        (lambda: Conv(np.ones((1, 1, 1, 1)), 2), r"conv\.stride: found 2, allowed a pair"),
+        (lambda: Input((1,), "grade"), r"input\.kind: found 'grade', allowed spikes, graded, bias"),
+    ],
+)
+def test_wrong_types_say_what_is_allowed(make, says):
+    with pytest.raises(ConfigError, match=says):
+        make()
+
+
+def test_an_array_is_no_spike_train_and_an_operation_no_chain():
+    network = alone(ONE, i=Input((1,), "graded", "a"))
+    with pytest.raises(ConfigError, match="found a ndarray, allowed a SpikeTrain"):
+        ReferenceBackend().open(compile_program(network, CHIP)).run(np.ones((1, 3)))
+    synapse = QuantizedProjection("a", "a", Dense(np.ones((1, 1))), SynapseFormat(8, 0, "mixed"))
+    with pytest.raises(ConfigError, match="projection j: found operations of type Dense"):
+        replace(network, projections={"j": synapse})
+
+
+def test_a_skip_is_not_recurrent_and_a_loop_is():
+    format = SynapseFormat(8, 0, "mixed")
+
+    def synapse(source, target):
+        return QuantizedProjection.dense(source, target, np.full((1, 1), 2), format)
+
+    skip = {"ia": synapse("i", "a"), "ab": synapse("a", "b"), "bc": synapse("b", "c")}
+    skip["ic"] = synapse("i", "c")
+    populations = dict.fromkeys(("a", "b", "c"), ONE)
+    network = QuantizedNetwork("n", "loihi2", {"i": Input((1,))}, populations, skip, ("c",))
+    assert "recurrent projection" not in features(compile_program(network, CHIP))
+    loop = replace(network, projections={**skip, "ca": synapse("c", "a")})
+    users = features(compile_program(loop, CHIP))["recurrent projection"]
+    assert users == ["projection ab", "projection bc", "projection ca"]
