@@ -151,8 +151,10 @@ class Population:
     """Neurons that share one neuron model and one set of parameters.
 
     ``bias`` is a real number per neuron, shape (size,), added to the voltage (of sigma-delta
-    neurons: to sigma) at every step. ``axonal_delay`` in steps delays every spike that leaves the
-    population: one number, or one per neuron.
+    neurons: to sigma) at every step. ``bias_exponent`` e scales the bias mantissas of a CUBA
+    population, an input's that drive it too, by 2^e: the smallest that holds ``bias`` unless given.
+    ``axonal_delay`` in steps delays every spike that leaves the population: one number, or one per
+    neuron.
     """
 
     shape: tuple[int, ...]
@@ -160,6 +162,7 @@ class Population:
     bias: RealArray | None = None
     axonal_delay: IntLike = 0
     reset: PeriodicReset | None = None
+    bias_exponent: int | None = None
 
     @property
     def size(self) -> int:

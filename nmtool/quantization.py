@@ -413,6 +413,7 @@ def dequantize(network: QuantizedNetwork) -> Network:
             _real_bias(p),
             p.axonal_delay,
             p.reset,
+            None if p.graded else p.bias_exponent,
         )
         for name, p in network.populations.items()
     }
@@ -570,6 +571,10 @@ def _sigma_delta(
     neuron: Delta | SigmaDelta | Sigma,
     errors: list[ParameterError],
 ) -> QuantizedPopulation:
+    if population.bias_exponent is not None:
+        raise ConfigError(
+            f"{name}.bias_exponent: found {population.bias_exponent}, allowed for CUBA neurons"
+        )
     zero = np.zeros(population.size, dtype=np.int64)
     if isinstance(neuron, Sigma):
         return QuantizedPopulation(population.shape, 0, 0, 0, zero, model="sigma")
@@ -631,12 +636,19 @@ def _bias(
     name: str, population: Population, chip: ChipSpec, errors: list[ParameterError]
 ) -> tuple[IntArray, int]:
     """The smallest exponent at which every mantissa is in range keeps the most precision."""
+    first, last = chip.bias_exponent
+    if population.bias_exponent is not None:
+        if not first <= population.bias_exponent <= last:
+            raise FitError(
+                f"{name}.bias_exponent: found {population.bias_exponent}, allowed {first} to {last}"
+            )
+        first = last = population.bias_exponent
     if population.bias is None:
-        return np.zeros(population.size, dtype=np.int64), 0
+        return np.zeros(population.size, dtype=np.int64), first
     real = np.asarray(population.bias, dtype=np.float64)
     _finite(f"{name}.bias", real)
     low, high = chip.bias_mantissa
-    for exponent in range(chip.bias_exponent[0], chip.bias_exponent[1] + 1):
+    for exponent in range(first, last + 1):
         mantissa = round_nearest(real * STATE_SCALE / (1 << exponent))
         if low <= mantissa.min() and mantissa.max() <= high:
             break

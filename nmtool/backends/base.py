@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nmtool.compiler import Program
 from nmtool.compiler.features import Feature, features
-from nmtool.errors import ConfigError, UnsupportedError
+from nmtool.errors import ConfigError, UnsupportedError, UsageError
 from nmtool.fixedpoint import BIAS_MANTISSA, STATE_LIMIT, IntArray
 from nmtool.quantization import QuantizedNetwork
 from nmtool.spikes import SpikeTrain
@@ -51,10 +51,17 @@ M = TypeVar("M", bound="ManagedSession")
 
 
 class ManagedSession:
-    """Leaving the context closes the session."""
+    """Leaving the context closes the session; a closed session runs nothing more."""
+
+    _closed = False
 
     def close(self) -> None:
         """Give the target back; safe to call twice."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("session: found a closed one; open the program again")
 
     def __enter__(self: M) -> M:
         return self

@@ -19,26 +19,14 @@ from typing import Any
 import numpy as np
 
 from nmtool.backends import kernel
-from nmtool.backends.base import (
-    InputBatch,
-    ManagedSession,
-    Probe,
-    Progress,
-    Quantity,
-    Recording,
-    changed_weights,
-    input_batch,
-    refuse_unsupported,
-    resolve_probe,
-    unbatch,
-)
+from nmtool.backends.base import InputBatch, Progress, Quantity, refuse_unsupported
 from nmtool.backends.circuit import Array, Layout, aligned, build
 from nmtool.backends.faults import Defects, draw
 from nmtool.backends.limits import FAULT_LIMITS, LIMITS
+from nmtool.backends.simulator import Order, Outcome, SimulatorSession, Stream
 from nmtool.chip import Faults
 from nmtool.compiler import Program
 from nmtool.compiler.features import Feature
-from nmtool.errors import BoardTimeout, ConfigError
 from nmtool.fixedpoint import IntArray, shift
 from nmtool.spikes import SpikeTrain
 
@@ -46,6 +34,13 @@ PIECE = 20_000_000
 """Neuron updates and synaptic operations between two looks at the clock: some milliseconds."""
 
 _STATE_COLUMNS: Mapping[Quantity, str] = {"current": "record_u", "voltage": "record_v"}
+
+_COUNTERS: Mapping[str, str] = {
+    "wrapped": "wraps",
+    "saturated": "clips",
+    "synaptic_operations": "operations",
+    "neuron_updates": "updates",
+}
 
 FIRST_RATE = 1 / 8
 """Spikes per neuron and step for which the first run of a session makes room."""
@@ -77,15 +72,6 @@ class EmulatorBackend:
         defects = draw(program, self.faults) if self.faults else None
         threads = self.threads or len(os.sched_getaffinity(0))
         return EmulatorSession(program, defects, self.timeout, threads)
-
-
-@dataclass
-class _Stream:
-    """The state of the samples of a stream."""
-
-    n_samples: int
-    state: kernel.State
-    step: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,99 +119,50 @@ class _Run:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-class EmulatorSession(ManagedSession):
+class EmulatorSession(SimulatorSession[kernel.State]):
     """A program in memory, laid out for the compiled kernel."""
+
+    name = "emulator"
 
     def __init__(
         self, program: Program, defects: Defects | None, timeout: float | None, threads: int
     ) -> None:
-        self.program = program
-        self._defects = defects
-        self._timeout = timeout
+        super().__init__(program, defects, timeout)
         self._threads = threads
-        self._runs = defects.faults.first_run if defects else 0
         self._layout: Layout = build(program, defects)
         for name in program.network.projections:
-            self._fill(name)
-        self._stream: _Stream | None = None
+            self._store(name)
         self._idle: list[_Worker] = []
         self._rates: dict[str, float] = {}
         self._pool: ThreadPoolExecutor | None = None
 
-    def run(
-        self,
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        n_steps: int | None = None,
-        probe: str | Probe | None = None,
-        progress: Progress | None = None,
-    ) -> Recording:
-        """Run samples, each from reset, shared out to the threads."""
-        batch = input_batch(self.program, spikes, n_steps)
-        return self._advance(batch, probe, progress, None)
-
-    def stream(
-        self, spikes: SpikeTrain | Mapping[str, SpikeTrain], probe: str | Probe | None = None
-    ) -> Recording:
-        """Run the next steps of one stream of samples; the state is kept between calls.
-
-        Raises:
-            ConfigError: another number of samples than the stream began with.
-        """
-        batch = input_batch(self.program, spikes)
-        if self._stream is None:
-            self._stream = _Stream(batch.n_samples, self._new_state(batch.n_samples))
-        if batch.n_samples != self._stream.n_samples:
-            raise ConfigError(
-                f"stream: found {batch.n_samples} samples, allowed {self._stream.n_samples} as at "
-                "its start; reset() begins another stream"
-            )
-        recording = self._advance(batch, probe, None, self._stream)
-        self._stream.step += batch.n_steps
-        return recording
-
-    def write_weights(self, projection: str, mantissa: IntArray) -> int:
-        """Write weights within the frozen format; returns how many of them changed."""
-        self.program, changed = changed_weights(self.program, projection, mantissa)
-        if changed:
-            self._fill(projection)
-        return changed
-
-    def reset(self) -> None:
-        """Forget the stream."""
-        self._stream = None
-
     def close(self) -> None:
         """End the threads."""
-        self._stream = None
+        super().close()
         self._idle.clear()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
-    @property
-    def runs(self) -> int:
-        """Runs so far, by which transient faults are drawn."""
-        return self._runs
-
-    def _fill(self, name: str) -> None:
+    def _store(self, name: str) -> None:
         projection = self.program.network.projections[name]
         mantissa = projection.weight_mantissa
         if self._defects:
             mantissa = self._defects.stored(name, mantissa, projection.format)
         self._layout.fill(name, shift(mantissa, projection.format.exponent))
 
-    def _new_state(self, rows: int) -> kernel.State:
+    def _fresh(self, n_samples: int) -> kernel.State:
         tables = self._layout.tables
         lanes = tables.threshold.size
         ring = (tables.depth + 1) * lanes
-        awake = aligned((rows, lanes // kernel.BLOCK), np.uint8)
+        awake = aligned((n_samples, lanes // kernel.BLOCK), np.uint8)
         awake[:] = 1
         return kernel.State(
-            aligned((rows, lanes), np.int32),
-            aligned((rows, lanes), np.int32),
-            aligned((rows, lanes), np.int32),
-            aligned((rows, ring + kernel.BLOCK), np.int32),
-            aligned((rows, ring // kernel.BLOCK), np.uint8),
+            aligned((n_samples, lanes), np.int32),
+            aligned((n_samples, lanes), np.int32),
+            aligned((n_samples, lanes), np.int32),
+            aligned((n_samples, ring + kernel.BLOCK), np.int32),
+            aligned((n_samples, ring // kernel.BLOCK), np.uint8),
             awake,
         )
 
@@ -242,29 +179,20 @@ class EmulatorSession(ManagedSession):
             aligned(kernel.GROUP, np.int64),
         )
         machine = np.zeros(1, kernel.MACHINE)
-        state = self._new_state(1)
+        state = self._fresh(1)
         for part in (tables, state, scratch):
             kernel.attach(machine, part)
         return _Worker(machine, state, scratch, none, none)
 
-    def _advance(
-        self,
-        batch: InputBatch,
-        probe: str | Probe | None,
-        progress: Progress | None,
-        stream: _Stream | None,
-    ) -> Recording:
-        started = time.monotonic()
-        probes = self._probes(resolve_probe(self.program, probe), batch)
+    def _advance(self, order: Order, stream: Stream[kernel.State] | None) -> Outcome:
+        batch = order.batch
+        probes = self._probes(order.probes, batch)
         inputs = _inputs(self.program, batch)
-        tasks = self._tasks(batch, probes, inputs, stream)
-        deadline = None if self._timeout is None else started + self._timeout
-        run = _Run(deadline, batch.n_samples * batch.n_steps)
-        self._runs += 1
-        self._execute(tasks, run, progress)
-        recording = self._recording(tasks, probes, batch, time.monotonic() - started)
+        tasks = self._tasks(order, probes, inputs, stream)
+        self._execute(tasks, _Run(order.deadline, batch.n_samples * batch.n_steps), order.progress)
+        outcome = self._outcome(tasks, probes, batch)
         self._idle += [task.worker for task in tasks]
-        return recording
+        return outcome
 
     def _probes(self, names: Mapping[Quantity, tuple[str, ...]], batch: InputBatch) -> _Probes:
         net = self.program.network
@@ -291,30 +219,32 @@ class EmulatorSession(ManagedSession):
 
     def _tasks(
         self,
-        batch: InputBatch,
+        order: Order,
         probes: _Probes,
         inputs: kernel.Inputs,
-        stream: _Stream | None,
+        stream: Stream[kernel.State] | None,
     ) -> list[_Task]:
         """The samples, shared out evenly."""
+        batch = order.batch
         lanes = self._layout.tables.threshold.size
         work = batch.n_samples * batch.n_steps * lanes
         count = max(1, min(self._threads, batch.n_samples, 1 + work // WORTH_A_THREAD))
         edges = [batch.n_samples * i // count for i in range(count + 1)]
         return [
-            self._task(batch, probes, inputs, stream, first, last)
+            self._task(order, probes, inputs, stream, first, last)
             for first, last in itertools.pairwise(edges)
         ]
 
     def _task(
         self,
-        batch: InputBatch,
+        order: Order,
         probes: _Probes,
         inputs: kernel.Inputs,
-        stream: _Stream | None,
+        stream: Stream[kernel.State] | None,
         first: int,
         last: int,
     ) -> _Task:
+        batch = order.batch
         worker = self._idle.pop() if self._idle else self._new_worker()
         worker.scratch.driven[:] = self._layout.tables.bias
         record = self._new_record(probes, worker, (last - first) * batch.n_steps)
@@ -337,7 +267,7 @@ class EmulatorSession(ManagedSession):
             faults = self._defects.faults
             set_up["faulty"] = 1
             set_up["chance"] = kernel.chance(faults.spike_loss)
-            set_up["seed"], set_up["run"] = faults.seed, self._runs
+            set_up["seed"], set_up["run"] = faults.seed, order.run
         kernel.attach(machine, inputs)
         kernel.attach(machine, record)
         return _Task(machine, worker, record, first, last)
@@ -397,51 +327,25 @@ class EmulatorSession(ManagedSession):
             if state == kernel.DONE:
                 return
             if run.deadline is not None and time.monotonic() > run.deadline:
-                raise BoardTimeout(
-                    f"emulator: not done after {self._timeout:g} s, with "
-                    f"{sum(run.done.copy().values())} of {run.total} steps; raise timeouts.run of "
-                    "the target or run fewer samples"
-                )
+                raise self._too_slow(sum(run.done.copy().values()), run.total)
 
-    def _recording(
-        self, tasks: list[_Task], probes: _Probes, batch: InputBatch, wall: float
-    ) -> Recording:
+    def _outcome(self, tasks: list[_Task], probes: _Probes, batch: InputBatch) -> Outcome:
         net = self.program.network
         states: dict[str, dict[str, IntArray]] = {"current": {}, "voltage": {}}
         for (quantity, name), begin in probes.begin.items():
             shape = (batch.n_samples, batch.n_steps, net.sizes[name])
             values = probes.states[begin : begin + int(np.prod(shape))].reshape(shape)
-            array = np.ascontiguousarray(values.transpose(0, 2, 1), dtype=np.int64)
-            states[quantity][name] = unbatch(array, batch.batched)
+            states[quantity][name] = np.ascontiguousarray(values.transpose(0, 2, 1), dtype=np.int64)
         spikes = {}
         for k, name in enumerate(probes.names.get("spikes", ())):
             train = spikes[name] = _train(tasks, k, batch, net.sizes[name], net.graded(name))
             rate = len(train) / max(1, net.sizes[name] * batch.n_samples * batch.n_steps)
             self._rates[name] = max(rate, self._rates.get(name, 0.0))
-        return Recording(
-            spikes,
-            states["current"],
-            states["voltage"],
-            "emulator with faults" if self._defects else "emulator",
-            self.program.fingerprint,
-            batch.n_steps,
-            wall,
-            self._provenance(tasks),
-        )
-
-    def _provenance(self, tasks: list[_Task]) -> dict[str, Any]:
-        def total(counter: str) -> int:
-            return sum(int(task.machine[counter][0]) for task in tasks)
-
-        provenance: dict[str, Any] = {
-            "wrapped": total("wraps"),
-            "saturated": total("clips"),
-            "synaptic_operations": total("operations"),
-            "neuron_updates": total("updates"),
+        counters = {
+            name: sum(int(task.machine[column][0]) for task in tasks)
+            for name, column in _COUNTERS.items()
         }
-        if self._defects:
-            provenance["faults"] = {**self._defects.listing(), "run": self._runs - 1}
-        return provenance
+        return Outcome(spikes, states["current"], states["voltage"], counters)
 
 
 def _inputs(program: Program, batch: InputBatch) -> kernel.Inputs:

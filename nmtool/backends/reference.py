@@ -13,24 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from nmtool.backends.base import (
-    InputBatch,
-    ManagedSession,
-    Probe,
-    Progress,
-    Recording,
-    changed_weights,
-    input_batch,
-    refuse_unsupported,
-    resolve_probe,
-    unbatch,
-)
+from nmtool.backends.base import InputBatch, refuse_unsupported, unbatch
 from nmtool.backends.faults import Defects, draw
 from nmtool.backends.limits import FAULT_LIMITS, LIMITS
+from nmtool.backends.simulator import Order, Outcome, SimulatorSession, Stream
 from nmtool.chip import Faults
 from nmtool.compiler import Program
 from nmtool.compiler.features import Feature
-from nmtool.errors import BoardTimeout, ConfigError
 from nmtool.fixedpoint import CURRENT_DECAY_OFFSET as OFFSET
 from nmtool.fixedpoint import (
     BoolArray,
@@ -45,7 +34,7 @@ from nmtool.fixedpoint import (
     wrap_word,
 )
 from nmtool.operations import Array, Chain, apply_chain, with_weight
-from nmtool.quantization import QuantizedPopulation, QuantizedProjection
+from nmtool.quantization import QuantizedPopulation
 from nmtool.spikes import SpikeTrain
 
 
@@ -108,68 +97,19 @@ class _Synapses:
     operations: Chain
 
 
-class ReferenceSession(ManagedSession):
+class ReferenceSession(SimulatorSession[_State]):
     """A program in memory; nothing to hold or release."""
 
+    name = "reference"
+
     def __init__(self, program: Program, defects: Defects | None, timeout: float | None) -> None:
-        self.program = program
-        self._defects = defects
-        self._timeout = timeout
-        self._runs = defects.faults.first_run if defects else 0
-        self._synapses = {n: self._load(n, p) for n, p in program.network.projections.items()}
-        self._stream: _State | None = None
+        super().__init__(program, defects, timeout)
+        self._synapses: dict[str, list[_Synapses]] = {}
+        for name in program.network.projections:
+            self._store(name)
 
-    def run(
-        self,
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        n_steps: int | None = None,
-        probe: str | Probe | None = None,
-        progress: Progress | None = None,
-    ) -> Recording:
-        """Run samples side by side, each from reset."""
-        batch = input_batch(self.program, spikes, n_steps)
-        return self._advance(self._fresh(batch.n_samples), batch, probe, progress)
-
-    def stream(
-        self, spikes: SpikeTrain | Mapping[str, SpikeTrain], probe: str | Probe | None = None
-    ) -> Recording:
-        """Run the next steps of one stream of samples; the state is kept between calls.
-
-        Raises:
-            ConfigError: another number of samples than the stream began with.
-        """
-        batch = input_batch(self.program, spikes)
-        if self._stream is None:
-            self._stream = self._fresh(batch.n_samples)
-        if batch.n_samples != self._stream.n_samples:
-            raise ConfigError(
-                f"stream: found {batch.n_samples} samples, allowed {self._stream.n_samples} as at "
-                "its start; reset() begins another stream"
-            )
-        return self._advance(self._stream, batch, probe, None)
-
-    def write_weights(self, projection: str, mantissa: IntArray) -> int:
-        """Write weights within the frozen format; returns how many of them changed."""
-        self.program, changed = changed_weights(self.program, projection, mantissa)
-        if changed:
-            quantized = self.program.network.projections[projection]
-            self._synapses[projection] = self._load(projection, quantized)
-        return changed
-
-    def reset(self) -> None:
-        """Forget the stream."""
-        self._stream = None
-
-    def close(self) -> None:
-        """Nothing is held."""
-        self._stream = None
-
-    @property
-    def runs(self) -> int:
-        """Runs so far, by which transient faults are drawn."""
-        return self._runs
-
-    def _load(self, name: str, projection: QuantizedProjection) -> list[_Synapses]:
+    def _store(self, name: str) -> None:
+        projection = self.program.network.projections[name]
         mantissa = projection.weight_mantissa
         if self._defects:
             mantissa = self._defects.stored(name, mantissa, projection.format)
@@ -178,7 +118,7 @@ class ReferenceSession(ManagedSession):
             weight = weight.astype(np.float64)  # sums stay exact, and matrix products are fast
         delay = np.broadcast_to(projection.delay, weight.shape)
         axonal = np.asarray(self.program.network.axonal_delay(projection.source))
-        return [
+        self._synapses[name] = [
             _Synapses(
                 projection.source,
                 projection.target,
@@ -197,22 +137,22 @@ class ReferenceSession(ManagedSession):
         arriving = {name: [np.zeros_like(z) for _ in range(depth)] for name, z in zero.items()}
         return _State(n_samples, zero, dict(zero), dict(zero), arriving)
 
-    def _advance(
-        self, state: _State, batch: InputBatch, probe: str | Probe | None, progress: Progress | None
-    ) -> Recording:
-        started = time.monotonic()
-        probes = resolve_probe(self.program, probe)
-        net = self.program.network
+    def _advance(self, order: Order, stream: Stream[_State] | None) -> Outcome:
+        batch, net = order.batch, self.program.network
+        state = stream.state if stream else self._fresh(batch.n_samples)
         node = {name: i for i, name in enumerate((*net.inputs, *net.populations))}
-        self._runs += 1
         tape: dict[str, dict[str, list[Any]]] = {
-            quantity: {name: [] for name in names} for quantity, names in probes.items()
+            quantity: {name: [] for name in names} for quantity, names in order.probes.items()
         }
         for step in range(batch.n_steps):
-            entering = {name: raster[:, :, step] for name, raster in batch.rasters.items()}
-            entering = {n: self._deliver(s, node[n], state.step) for n, s in entering.items()}
-            fired = self._step(state, entering)
-            messages = {n: self._deliver(s, node[n], state.step) for n, s in fired.items()}
+            entering = {
+                name: self._deliver(raster[:, :, step], order.run, node[name], state.step)
+                for name, raster in batch.rasters.items()
+            }
+            messages = {
+                name: self._deliver(sent, order.run, node[name], state.step)
+                for name, sent in self._step(state, entering).items()
+            }
             state.step += 1
             now: dict[str, Mapping[str, Any]] = {
                 "spikes": messages,
@@ -223,20 +163,15 @@ class ReferenceSession(ManagedSession):
                 for name, columns in lists.items():
                     columns.append(now[quantity][name])
             self._send(state, {**messages, **entering})
-            if progress:
-                progress(step + 1, batch.n_steps)
-            if self._timeout and time.monotonic() - started > self._timeout:
-                raise BoardTimeout(
-                    f"reference: not done after {self._timeout:g} s at step {step + 1} of "
-                    f"{batch.n_steps}; raise timeouts.run of the target or run fewer samples"
-                )
-        return self._recording(tape, batch, state, time.monotonic() - started)
+            if order.progress:
+                order.progress(step + 1, batch.n_steps)
+            if order.deadline is not None and time.monotonic() > order.deadline:
+                raise self._too_slow(step + 1, batch.n_steps)
+        return self._outcome(tape, batch, state)
 
-    def _deliver(self, sent: Array, node: int, step: int) -> Array:
+    def _deliver(self, sent: Array, run: int, node: int, step: int) -> Array:
         """What of the messages of a node arrives."""
-        if self._defects is None:
-            return sent
-        return self._defects.deliver(sent, self._runs - 1, node, step)
+        return sent if self._defects is None else self._defects.deliver(sent, run, node, step)
 
     def _step(self, state: _State, entering: Mapping[str, Array]) -> dict[str, Array]:
         """One step of every population; returns the spikes or messages that leave them."""
@@ -287,31 +222,21 @@ class ReferenceSession(ManagedSession):
                 total = apply_chain(part.operations, spikes, shapes[part.source])
                 state.arriving[part.target][part.steps - 1] += total.astype(np.int64)
 
-    def _recording(
-        self, tape: dict[str, dict[str, list[Any]]], batch: InputBatch, state: _State, wall: float
-    ) -> Recording:
-        stacked = {
-            quantity: {
-                name: unbatch(np.stack(columns, axis=-1), batch.batched)
-                for name, columns in lists.items()
-            }
+    def _outcome(
+        self, tape: dict[str, dict[str, list[Any]]], batch: InputBatch, state: _State
+    ) -> Outcome:
+        arrays = {
+            quantity: {name: np.stack(columns, axis=-1) for name, columns in lists.items()}
             for quantity, lists in tape.items()
         }
-        provenance: dict[str, Any] = dict(state.events)
-        if self._defects:
-            provenance["faults"] = {**self._defects.listing(), "run": self._runs - 1}
-        return Recording(
-            {
-                n: SpikeTrain.from_raster(r, self.program.network.graded(n))
-                for n, r in stacked.get("spikes", {}).items()
-            },
-            stacked.get("current", {}),
-            stacked.get("voltage", {}),
-            "reference with faults" if self._defects else "reference",
-            self.program.fingerprint,
-            batch.n_steps,
-            wall,
-            provenance,
+        spikes = {
+            name: SpikeTrain.from_raster(
+                unbatch(raster, batch.batched), self.program.network.graded(name)
+            )
+            for name, raster in arrays.get("spikes", {}).items()
+        }
+        return Outcome(
+            spikes, arrays.get("current", {}), arrays.get("voltage", {}), dict(state.events)
         )
 
 

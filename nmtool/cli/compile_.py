@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+import numpy as np
 
 from nmtool import formats
 from nmtool.backends import LIMITS, limits_of
@@ -17,6 +18,7 @@ from nmtool.chip import ChipSpec, HardwareConfig, is_chip, load_chip, load_hardw
 from nmtool.cli.common import FILE, Options, emit, table, verb, warn
 from nmtool.cli.runs import load_network
 from nmtool.compiler import Program, compile_program
+from nmtool.compiler.cautions import cautions
 from nmtool.compiler.features import FEATURES, Feature, features
 from nmtool.errors import ConfigError, UsageError
 from nmtool.formats.container import refuse_overwrite
@@ -78,14 +80,8 @@ def command(
         return
     if hardware:
         refuse_unsupported(hardware.backend, limits_of(hardware), program)
-    for line in (*notes(program.network), *program.simulators_only):
+    for line in (*notes(program.network), *cautions(program)):
         warn(line)
-    for bound in program.bounds:
-        if not bound.safe:
-            warn(
-                f"{bound.population}: some input could drive u to {bound.current} or v to "
-                f"{bound.voltage}, beyond the chip's 2^23; no such input is known"
-            )
     if not options.dry_run:
         formats.save(target_file, program)
     document = {
@@ -97,6 +93,7 @@ def command(
         "parameters": [asdict(error) for error in program.network.errors],
         "simulators_only": list(program.simulators_only),
         "notes": notes(program.network),
+        "cautions": cautions(program),
         "bounds": [{**asdict(b), "safe": b.safe} for b in program.bounds],
     }
     emit(options, "compile", document, _text(program, target_file, options))
@@ -171,6 +168,7 @@ def _text(program: Program, path: Path, options: Options) -> str:
                 population.decay_u,
                 population.decay_v,
                 population.threshold,
+                _bias(name, program),
                 sum(p.weight_mantissa.size for p in incoming.values()),
                 ", ".join(str(p.format) for p in incoming.values()) or "none",
                 max((p.delay_max for p in incoming.values()), default=0),
@@ -182,6 +180,7 @@ def _text(program: Program, path: Path, options: Options) -> str:
         "decay_u",
         "decay_v",
         "threshold",
+        "bias",
         "weights",
         "format",
         "delay",
@@ -211,11 +210,13 @@ def _text(program: Program, path: Path, options: Options) -> str:
         (b.population, b.current, b.voltage, "yes" if b.safe else "NO") for b in program.bounds
     ]
     bound_header = ("population", "worst |u|", "worst |v|", "inside 24 bits")
+    only = ", simulators only (see the warnings)" if program.simulators_only else ""
     ending = "not written (--dry-run)" if options.dry_run else f"wrote {path}"
     return "\n".join(
         (
-            f"program {program.fingerprint} for {program.chip}: latency {program.latency} steps, "
-            f"samples of {program.reset.n_steps} steps, reset held {program.reset.hold} between",
+            f"program {program.fingerprint} for {program.chip}{only}: "
+            f"latency {program.latency} steps, samples of {program.reset.n_steps} steps, "
+            f"reset held {program.reset.hold} between",
             "",
             table(header, layers),
             "",
@@ -226,3 +227,12 @@ def _text(program: Program, path: Path, options: Options) -> str:
             ending,
         )
     )
+
+
+def _bias(name: str, program: Program) -> str:
+    """The exponent of the bias mantissas of a population that has any."""
+    population = program.network.populations[name]
+    driven = any(s.drives == name and s.kind == "bias" for s in program.network.inputs.values())
+    if driven or np.any(population.bias_mantissa):
+        return f"mantissa x 2^{population.bias_exponent}"
+    return "none"

@@ -8,20 +8,26 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from nmtool.compiler.program import Program
+from nmtool.operations import Conv
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation
 
 Feature: TypeAlias = Literal[
     "dense",
     "sparse",
     "conv",
+    "conv with groups",
+    "conv with dilation",
     "sum pooling",
     "flatten",
     "scale",
+    "chain of several operations",
+    "several projections into one population",
     "synaptic delay",
     "synaptic delay per weight",
     "axonal delay",
     "recurrent projection",
     "cuba",
+    "bias",
     "refractory delay",
     "periodic reset",
     "delta",
@@ -85,6 +91,8 @@ def _uses(program: Program) -> Iterator[tuple[Feature, str]]:
 
 def _of_population(population: QuantizedPopulation) -> Iterator[Feature]:
     yield _MODELS[population.model]
+    if np.any(population.bias_mantissa):
+        yield "bias"
     if population.refractory_delay > 1:
         yield "refractory delay"
     if population.reset is not None:
@@ -98,12 +106,28 @@ def _of_projections(net: QuantizedNetwork) -> Iterator[tuple[Feature, str]]:
         where = f"projection {name}"
         for operation in projection.operations:
             yield _OPERATIONS[type(operation).__name__], where
+            if isinstance(operation, Conv):
+                yield from ((feature, where) for feature in _of_convolution(operation))
+        if len(projection.operations) > 1:
+            yield "chain of several operations", where
         if np.ndim(projection.delay):
             yield "synaptic delay per weight", where
         elif projection.delay_max:
             yield "synaptic delay", where
         if projection.source in _reached_from(net, projection.target):
             yield "recurrent projection", where
+
+    targets = [projection.target for projection in net.projections.values()]
+    for target in dict.fromkeys(targets):
+        if targets.count(target) > 1:
+            yield "several projections into one population", f"population {target}"
+
+
+def _of_convolution(operation: Conv) -> Iterator[Feature]:
+    if operation.groups > 1:
+        yield "conv with groups"
+    if operation.dilation != (1, 1):
+        yield "conv with dilation"
 
 
 def _reached_from(net: QuantizedNetwork, start: str) -> set[str]:

@@ -9,7 +9,7 @@ from networks import make_program, make_spikes
 from nmtool.backends import Recording, open_session
 from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import HardwareConfig, load_hardware
-from nmtool.errors import ArtifactError, ConfigError, FitError
+from nmtool.errors import ArtifactError, ConfigError, FitError, UsageError
 from nmtool.measure import compare
 from nmtool.spikes import SpikeTrain
 
@@ -170,3 +170,19 @@ def test_closing_twice_is_safe(target: HardwareConfig) -> None:
     session.run(make_spikes(program, 8, samples=1, steps=5))
     session.close()
     session.close()
+
+
+def test_a_closed_session_runs_nothing(target: HardwareConfig) -> None:
+    program = make_program(0)
+    spikes = make_spikes(program, 0, samples=1, steps=5)
+    name, projection = next(iter(program.network.projections.items()))
+    session = open_session(program, target)
+    session.close()
+    session.close()
+    for act in (
+        lambda: session.run(spikes),
+        lambda: session.stream(spikes),
+        lambda: session.write_weights(name, projection.weight_mantissa),
+    ):
+        with pytest.raises(UsageError, match="closed"):
+            act()

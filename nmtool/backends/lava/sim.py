@@ -87,6 +87,7 @@ class LavaSimSession(ManagedSession):
         progress: Progress | None = None,
     ) -> Recording:
         """Run samples one after another in one long run, each from reset."""
+        self._check_open()
         self.reset()
         batch = input_batch(self.program, spikes, n_steps)
         started = time.monotonic()
@@ -114,6 +115,7 @@ class LavaSimSession(ManagedSession):
         Raises:
             UnsupportedError: more than one sample, for Lava holds one network.
         """
+        self._check_open()
         batch = input_batch(self.program, spikes)
         if batch.n_samples != 1:
             raise UnsupportedError(
@@ -134,6 +136,7 @@ class LavaSimSession(ManagedSession):
 
     def write_weights(self, projection: str, mantissa: IntArray) -> int:
         """Write weights within the frozen format; returns how many of them changed."""
+        self._check_open()
         self.program, changed = changed_weights(self.program, projection, mantissa)
         if changed and self._stream is not None:
             written = self.program.network.projections[projection].weight_mantissa
@@ -150,6 +153,7 @@ class LavaSimSession(ManagedSession):
 
     def close(self) -> None:
         """End the worker and all that Lava started."""
+        super().close()
         self._stream = None
         self._worker.close()
 

@@ -1,0 +1,173 @@
+"""What the simulators share: runs and streams of a program, weight writes, and invented defects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from nmtool.backends.base import (
+    InputBatch,
+    ManagedSession,
+    Probe,
+    Progress,
+    Quantity,
+    Recording,
+    changed_weights,
+    input_batch,
+    resolve_probe,
+    unbatch,
+)
+from nmtool.backends.faults import Defects
+from nmtool.compiler import Program
+from nmtool.errors import BoardTimeout, ConfigError
+from nmtool.fixedpoint import IntArray
+from nmtool.spikes import SpikeTrain
+
+S = TypeVar("S")
+
+
+@dataclass
+class Stream(Generic[S]):
+    """The state of the samples of a stream, and how many steps it has run."""
+
+    n_samples: int
+    state: S
+    step: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What a simulator is asked to run.
+
+    ``run`` counts the runs of the session, by which transient faults are drawn; ``deadline`` is a
+    time of ``time.monotonic``.
+    """
+
+    batch: InputBatch
+    probes: Mapping[Quantity, tuple[str, ...]]
+    run: int
+    deadline: float | None
+    progress: Progress | None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a simulator recorded: states of shape (samples, neurons, steps), and its counters."""
+
+    spikes: dict[str, SpikeTrain]
+    current: dict[str, IntArray]
+    voltage: dict[str, IntArray]
+    counters: dict[str, Any]
+
+
+class SimulatorSession(ManagedSession, Generic[S]):
+    """A program in the memory of this process; a simulator adds how it is stored and advanced."""
+
+    name: ClassVar[str]
+
+    def __init__(self, program: Program, defects: Defects | None, timeout: float | None) -> None:
+        self.program = program
+        self._defects = defects
+        self._timeout = timeout
+        self._runs = defects.faults.first_run if defects else 0
+        self._stream: Stream[S] | None = None
+
+    def run(
+        self,
+        spikes: SpikeTrain | Mapping[str, SpikeTrain],
+        n_steps: int | None = None,
+        probe: str | Probe | None = None,
+        progress: Progress | None = None,
+    ) -> Recording:
+        """Run samples side by side, each from reset."""
+        batch = input_batch(self.program, spikes, n_steps)
+        return self._record(batch, probe, None, progress)
+
+    def stream(
+        self, spikes: SpikeTrain | Mapping[str, SpikeTrain], probe: str | Probe | None = None
+    ) -> Recording:
+        """Run the next steps of one stream of samples; the state is kept between calls.
+
+        Raises:
+            ConfigError: another number of samples than the stream began with.
+        """
+        batch = input_batch(self.program, spikes)
+        if self._stream is None:
+            self._stream = Stream(batch.n_samples, self._fresh(batch.n_samples))
+        if batch.n_samples != self._stream.n_samples:
+            raise ConfigError(
+                f"stream: found {batch.n_samples} samples, allowed {self._stream.n_samples} as at "
+                "its start; reset() begins another stream"
+            )
+        recording = self._record(batch, probe, self._stream, None)
+        self._stream.step += batch.n_steps
+        return recording
+
+    def write_weights(self, projection: str, mantissa: IntArray) -> int:
+        """Write weights within the frozen format; returns how many of them changed."""
+        self._check_open()
+        self.program, changed = changed_weights(self.program, projection, mantissa)
+        if changed:
+            self._store(projection)
+        return changed
+
+    def reset(self) -> None:
+        """Forget the stream."""
+        self._stream = None
+
+    def close(self) -> None:
+        """Forget the stream."""
+        super().close()
+        self._stream = None
+
+    @property
+    def runs(self) -> int:
+        """Runs so far, by which transient faults are drawn."""
+        return self._runs
+
+    def _fresh(self, n_samples: int) -> S:
+        """The state of samples after a reset."""
+        raise NotImplementedError
+
+    def _store(self, projection: str) -> None:
+        """Put the weights of a projection of the program, as defects leave them, into memory."""
+        raise NotImplementedError
+
+    def _advance(self, order: Order, stream: Stream[S] | None) -> Outcome:
+        """Run samples, each from reset, or those of a stream from where they are."""
+        raise NotImplementedError
+
+    def _record(
+        self,
+        batch: InputBatch,
+        probe: str | Probe | None,
+        stream: Stream[S] | None,
+        progress: Progress | None,
+    ) -> Recording:
+        self._check_open()
+        started = time.monotonic()
+        deadline = started + self._timeout if self._timeout else None
+        probes = resolve_probe(self.program, probe)
+        run, self._runs = self._runs, self._runs + 1
+        outcome = self._advance(Order(batch, probes, run, deadline, progress), stream)
+        facts = dict(outcome.counters)
+        if self._defects:
+            facts["faults"] = {**self._defects.listing(), "run": run}
+        return Recording(
+            outcome.spikes,
+            {name: unbatch(array, batch.batched) for name, array in outcome.current.items()},
+            {name: unbatch(array, batch.batched) for name, array in outcome.voltage.items()},
+            f"{self.name} with faults" if self._defects else self.name,
+            self.program.fingerprint,
+            batch.n_steps,
+            time.monotonic() - started,
+            facts,
+        )
+
+    def _too_slow(self, done: int, total: int) -> BoardTimeout:
+        return BoardTimeout(
+            f"{self.name}: not done after {self._timeout:g} s, with {done} of {total} steps; "
+            "raise timeouts.run of the target or run fewer samples"
+        )

@@ -1,0 +1,71 @@
+"""What is allowed, and likely not meant: said when a program is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from nmtool.compiler.program import Program
+from nmtool.fixedpoint import BIAS_MANTISSA, DECAY_ONE
+from nmtool.quantization import QuantizedNetwork, QuantizedPopulation
+
+
+def cautions(program: Program) -> list[str]:
+    """One line for each thing about a program that a user would want to know before running it."""
+    return [
+        *program.simulators_only,
+        *_lost_values(program.network),
+        *_silent(program.network),
+        *_beyond_state(program),
+    ]
+
+
+def _lost_values(network: QuantizedNetwork) -> Iterator[str]:
+    for error in network.errors:
+        if error.clipped:
+            yield (
+                f"{error.name}: {error.clipped:.2%} of the values were clipped, wanted "
+                f"{error.wanted}, on the chip {error.got}; scale them and the threshold down, or "
+                "train within the range"
+            )
+        if error.dead_rows:
+            yield (
+                f"{error.name}: all weights of {error.dead_rows} target neurons were rounded to 0; "
+                "use more weight bits, or a smaller range of weights"
+            )
+
+
+def _silent(network: QuantizedNetwork) -> Iterator[str]:
+    fed = {projection.target for projection in network.projections.values()}
+    driven = {source.drives: name for name, source in network.inputs.items() if source.drives}
+    for name, population in network.populations.items():
+        if population.graded or name in fed:
+            continue
+        source = driven.get(name)
+        if source is None and not np.any(population.bias_mantissa):
+            yield f"{name}: found no projection, input or bias that feeds it: it never spikes"
+        elif source is not None and network.inputs[source].kind == "bias":
+            yield from _too_weak(name, population, source)
+
+
+def _too_weak(name: str, population: QuantizedPopulation, source: str) -> Iterator[str]:
+    """V under a constant bias b settles at b / decay; without decay it grows without end."""
+    strongest = BIAS_MANTISSA[1] << population.bias_exponent
+    settled = strongest * DECAY_ONE // population.decay_v if population.decay_v else np.inf
+    if settled <= population.effective_threshold:
+        yield (
+            f"{name}: found the bias exponent {population.bias_exponent}, with which no value of "
+            f"the input {source} drives v beyond {settled}, and the threshold is "
+            f"{population.effective_threshold}: it never spikes; give the population a larger "
+            "bias_exponent"
+        )
+
+
+def _beyond_state(program: Program) -> Iterator[str]:
+    for bound in program.bounds:
+        if not bound.safe:
+            yield (
+                f"{bound.population}: some input could drive u to {bound.current} or v to "
+                f"{bound.voltage}, beyond the chip's 2^23; no such input is known"
+            )

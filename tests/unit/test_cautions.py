@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import strategies as nets
+
+from nmtool.backends.reference import ReferenceBackend
+from nmtool.compiler import compile_program
+from nmtool.compiler.cautions import cautions
+from nmtool.compiler.features import features
+from nmtool.errors import ConfigError, FitError
+from nmtool.network import CubaLif, Delta, Input, Network, Population, Projection
+from nmtool.operations import Conv, Dense, Flatten
+from nmtool.quantization import dequantize, quantize
+from nmtool.spikes import SpikeTrain
+
+LIF = CubaLif(0.5, 0.3, 0.1)
+
+
+def network(populations, projections=(), inputs=(), outputs=("a",)):
+    return Network("small", dict(inputs), dict(populations), dict(projections), outputs)
+
+
+def program(*args, **kwargs):
+    return compile_program(network(*args, **kwargs), nets.CHIP)
+
+
+def fed(weight):
+    return program(
+        {"a": Population((2,), LIF)},
+        {"fc": Projection.dense("i", "a", weight)},
+        {"i": Input((2,))},
+    )
+
+
+def test_a_network_with_nothing_odd_has_no_cautions():
+    assert cautions(fed(np.full((2, 2), 0.25))) == []
+
+
+def test_neurons_that_lost_all_weights_are_named():
+    (line,) = cautions(fed(np.array([[1.0, 1.0], [1e-6, 0.0]])))
+    assert line.startswith("fc.weight: all weights of 1 target neurons were rounded to 0")
+
+
+def test_clipped_weights_are_named():
+    lines = cautions(fed(np.full((2, 2), 1e6)))
+    assert any(line.startswith("fc.weight: 100.00% of the values were clipped") for line in lines)
+
+
+def test_a_population_that_nothing_feeds_is_named():
+    lonely = {"a": Population((2,), LIF), "b": Population((3,), LIF, bias=np.full(3, 0.1))}
+    (line,) = cautions(program(lonely))
+    assert line.startswith("a: found no projection, input or bias that feeds it")
+
+
+def driven(exponent, threshold=0.5):
+    population = Population((2,), CubaLif(threshold, 0.3, 0.5), bias_exponent=exponent)
+    return program({"a": population}, inputs={"i": Input((2,), "bias", "a")})
+
+
+@pytest.mark.parametrize("threshold", [0.5, 4.0, 30.0])
+@pytest.mark.parametrize("exponent", [None, 0, 1, 3, 6, 7])
+def test_a_bias_too_weak_for_the_threshold_is_named_exactly_where_it_is(exponent, threshold):
+    made = driven(exponent, threshold)
+    strongest = SpikeTrain.from_raster(np.full((2, 60), 4095), graded=True)
+    with ReferenceBackend().open(made) as session:
+        silent = len(session.run(strongest).spikes["a"]) == 0
+    warned = [line for line in cautions(made) if line.startswith("a: found the bias exponent")]
+    assert bool(warned) == silent
+
+
+def test_the_bias_exponent_can_be_set_and_survives_dequantizing():
+    made = driven(6).network
+    assert made.populations["a"].bias_exponent == 6
+    again = quantize(dequantize(made), nets.CHIP)
+    assert again.populations["a"].bias_exponent == 6
+
+
+@pytest.mark.parametrize("exponent", [-1, 8])
+def test_a_bias_exponent_that_the_chip_has_not_is_refused(exponent):
+    with pytest.raises(FitError, match=rf"a.bias_exponent: found {exponent}, allowed 0 to 7"):
+        driven(exponent)
+
+
+def test_a_bias_that_its_exponent_cannot_hold_is_refused():
+    population = Population((2,), LIF, bias=np.full(2, 2.0), bias_exponent=0)
+    with pytest.raises(FitError, match=r"a\.bias: found 2"):
+        program({"a": population})
+
+
+def test_a_bias_exponent_of_other_neurons_is_refused():
+    population = Population((2,), Delta(0.5), bias_exponent=6)
+    with pytest.raises(ConfigError, match=r"a\.bias_exponent: found 6, allowed for CUBA neurons"):
+        program({"a": population}, inputs={"i": Input((2,), "graded", "a")})
+
+
+def test_features_name_convolutions_chains_and_joins():
+    rng = np.random.default_rng(0)
+    kernel = Conv(rng.normal(size=(2, 2, 2, 1)), groups=2, dilation=(2, 2))
+    made = program(
+        {"c": Population((2, 2, 2), LIF), "a": Population((8,), LIF, np.full(8, 0.1))},
+        {
+            "conv": Projection("i", "c", (kernel,)),
+            "out": Projection("c", "a", (Flatten(), Dense(rng.normal(size=(8, 8))))),
+            "skip": Projection("i", "a", (Flatten(), Dense(rng.normal(size=(8, 32))))),
+        },
+        {"i": Input((4, 4, 2))},
+    )
+    used = features(made)
+    assert used["conv with groups"] == used["conv with dilation"] == ["projection conv"]
+    assert used["chain of several operations"] == ["projection out", "projection skip"]
+    assert used["several projections into one population"] == ["population a"]
+    assert used["bias"] == ["population a"]
