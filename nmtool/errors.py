@@ -6,13 +6,11 @@ Anything else that escapes a command is a bug in nmtool and exits with 70.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class NmtoolError(Exception):
     """Base of every error that nmtool raises on purpose."""
 
-    exit_code: ClassVar[int] = 70
+    exit_code: int = 70
 
 
 class CheckFailed(NmtoolError):

@@ -15,6 +15,7 @@ VERBS = {
     "compare": "compare",
     "import": "import_",
     "export": "export",
+    "golden": "golden",
     "config": "config",
 }
 

@@ -15,6 +15,7 @@ from nmtool.compiler import Program, ResetSchedule
 from nmtool.config import Check, Data, Readout
 from nmtool.errors import ArtifactError, NmtoolError
 from nmtool.formats.container import Array, Container, read_container, write_container
+from nmtool.formats.trains import Arrays, get_states, get_train, put_states, put_train
 from nmtool.network import (
     CubaLif,
     Delta,
@@ -35,12 +36,9 @@ from nmtool.quantization import (
     QuantizedProjection,
     StateBound,
 )
-from nmtool.spikes import SpikeTrain
 
 Artifact: TypeAlias = Network | QuantizedNetwork | Program | Recording
-Arrays: TypeAlias = dict[str, Array]
 T = TypeVar("T")
-_AXES = ("sample", "step", "neuron")
 _OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind for kind in (Dense, Sparse, Conv, SumPool, Flatten, Scale)
 }
@@ -56,9 +54,18 @@ def save(path: str | Path, artifact: Artifact) -> None:
         WriteError: it cannot be written.
         TypeError: not an artifact.
     """
+    write_container(Path(path), pack(artifact))
+
+
+def pack(artifact: Artifact) -> Container:
+    """An artifact as a container.
+
+    Raises:
+        TypeError: not an artifact.
+    """
     schema, write = _format_of(artifact)
     arrays: Arrays = {}
-    write_container(Path(path), Container(schema, write(artifact, arrays), arrays))
+    return Container(schema, write(artifact, arrays), arrays)
 
 
 def _format_of(artifact: object) -> tuple[str, Callable[[Any, Arrays], dict[str, Any]]]:
@@ -75,7 +82,15 @@ def load(path: str | Path) -> Artifact:
     Raises:
         ArtifactError: missing, damaged, or written by a version that this one does not know.
     """
-    container = read_container(Path(path))
+    return unpack(read_container(Path(path)), path)
+
+
+def unpack(container: Container, path: str | Path) -> Artifact:
+    """The artifact that a container holds; ``path`` is for messages.
+
+    Raises:
+        ArtifactError: damaged, or written by a version that this one does not know.
+    """
     reader = _READERS.get(container.schema)
     if reader is None:
         raise ArtifactError(
@@ -281,17 +296,11 @@ def _read_program(header: Mapping[str, Any], arrays: Arrays) -> Program:
 
 
 def _write_recording(recording: Recording, arrays: Arrays) -> dict[str, Any]:
-    for name, train in recording.spikes.items():
-        for axis in _AXES:
-            arrays[f"spikes/{name}/{axis}"] = getattr(train, axis).astype(np.int32)
-        if train.payload is not None:
-            arrays[f"spikes/{name}/payload"] = train.payload
     for quantity in ("current", "voltage"):
         for name, values in getattr(recording, quantity).items():
-            arrays[f"{quantity}/{name}"] = values.astype(np.int32)
+            arrays[f"{quantity}/{name}"] = put_states(values)
     sizes = {
-        name: [train.n_samples, train.n_neurons, train.n_steps, train.batched]
-        for name, train in recording.spikes.items()
+        name: put_train(train, arrays, f"spikes/{name}") for name, train in recording.spikes.items()
     }
     keys = ("backend", "fingerprint", "n_steps", "wall_time")
     return {
@@ -304,21 +313,12 @@ def _write_recording(recording: Recording, arrays: Arrays) -> dict[str, Any]:
 
 
 def _read_recording(header: Mapping[str, Any], arrays: Arrays) -> Recording:
-    def wide(name: str) -> Array:
-        return arrays[name].astype(np.int64)
-
     def dense(quantity: str) -> dict[str, Array]:
-        return {name: wide(f"{quantity}/{name}") for name in header[quantity]}
+        return {name: get_states(arrays[f"{quantity}/{name}"]) for name in header[quantity]}
 
-    def train(name: str, size: list[Any]) -> SpikeTrain:
-        sample, step, neuron = (wide(f"spikes/{name}/{axis}") for axis in _AXES)
-        payload = arrays.get(f"spikes/{name}/payload")
-        n_samples, n_neurons, n_steps, batched = size
-        return SpikeTrain.from_events(
-            sample, step, neuron, n_samples, n_neurons, n_steps, payload, bool(batched)
-        )
-
-    spikes = {name: train(name, size) for name, size in header["spikes"].items()}
+    spikes = {
+        name: get_train(sizes, arrays, f"spikes/{name}") for name, sizes in header["spikes"].items()
+    }
     return Recording(
         spikes,
         dense("current"),
@@ -335,11 +335,11 @@ _FORMATS: tuple[tuple[str, Callable[[Any, Arrays], dict[str, Any]], type[Any]], 
     ("nmtool.network/v2", _write_network, Network),
     ("nmtool.quantized/v2", _write_quantized, QuantizedNetwork),
     ("nmtool.program/v2", _write_program, Program),
-    ("nmtool.recording/v1", _write_recording, Recording),
+    ("nmtool.recording/v2", _write_recording, Recording),
 )
 _READERS: dict[str, Callable[[Any, Arrays], Artifact]] = {
     "nmtool.network/v2": _read_network,
     "nmtool.quantized/v2": _read_quantized,
     "nmtool.program/v2": _read_program,
-    "nmtool.recording/v1": _read_recording,
+    "nmtool.recording/v2": _read_recording,
 }

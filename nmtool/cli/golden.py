@@ -1,0 +1,318 @@
+"""nmtool golden: record what is right, hold targets against it, replace it with a reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import click
+
+from nmtool import formats
+from nmtool.backends import Recording, check_runnable, resolve_probe
+from nmtool.chip import HardwareConfig, load_hardware
+from nmtool.cli.common import FILE, Options, emit, progress, table, verb, warn
+from nmtool.cli.runs import gather_input, input_options
+from nmtool.compiler import Program
+from nmtool.errors import CheckFailed, ConfigError, UsageError
+from nmtool.formats.container import refuse_overwrite, write_text
+from nmtool.provenance import provenance
+from nmtool.regression.check import check_golden, record_golden, run_on
+from nmtool.regression.golden import Golden, load_golden, save_golden
+from nmtool.regression.policies import judge, parse_policy
+from nmtool.regression.quarantine import Quarantine, load_quarantine
+from nmtool.regression.reports import markdown, write_junit
+from nmtool.regression.suite import Evidence, Outcome, worst
+
+
+@click.group("golden")
+def command() -> None:
+    """Record golden runs, hold targets against them, replace them with a reason."""
+
+
+_POLICY = click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="What must hold: exact, jitter=STEPS, rate=FRACTION, van_rossum=TAU:DISTANCE, "
+    "accuracy[=LEVEL], latency[=STEPS]; several may be given.",
+)
+_HW = click.option(
+    "--hw", default="emulator", show_default=True, help="Target by name or YAML file."
+)
+
+
+@command.command("record")
+@click.argument("program", type=FILE)
+@_HW
+@input_options
+@click.option("--labels", type=FILE, metavar="FILE.npy", help="Classes of --input.")
+@click.option(
+    "--probe",
+    default="spikes",
+    show_default=True,
+    help="What is recorded: spikes,current,voltage, or voltage:NAME.",
+)
+@click.option("--samples", type=click.IntRange(1), help="The first samples only.")
+@_POLICY
+@click.option("-o", "--output", type=FILE, required=True, help="Golden file.")
+@verb
+def record(
+    program: str,
+    hw: str,
+    data: str | None,
+    input_file: str | None,
+    encode: bool,
+    labels: str | None,
+    probe: str,
+    samples: int | None,
+    policies: tuple[str, ...],
+    output: str,
+    options: Options,
+) -> None:
+    """Run PROGRAM on a target and keep program, input and result as a golden run."""
+    wanted = [str(parse_policy(text)) for text in policies] or ["exact"]
+    hardware = load_hardware(hw, options.hardware_overrides())
+    loaded: Program = formats.load_as(program, Program)
+    given = gather_input(loaded.network, data, input_file, labels, encode)
+    chosen = resolve_probe(loaded, probe)
+    if not chosen.get("spikes"):
+        raise ConfigError(f"--probe: found {probe}, allowed what includes spikes")
+    refuse_overwrite(Path(output), options.force or options.dry_run)
+    check_runnable(loaded, hardware)
+    if options.dry_run:
+        emit(options, "golden record", {"dry_run": True}, f"{program} can run on {hardware.name}")
+        return
+    inputs = {next(iter(loaded.network.inputs)): given.spikes}
+    known = given.labels
+    if samples is not None:
+        inputs = {n: t.select(range(min(samples, t.n_samples))) for n, t in inputs.items()}
+        known = None if known is None else known[:samples]
+    with progress(options, f"run on {hardware.name}") as update:
+        golden = record_golden(
+            loaded, hardware, inputs, known, chosen, wanted, given.source, update
+        )
+    for verdict in judge(golden, golden.expected):
+        if not verdict.passed:
+            raise ConfigError(
+                f"golden: the run breaks its own policy {verdict.policy}: found {verdict.found}, "
+                f"allowed {verdict.allowed}"
+            )
+    save_golden(output, golden)
+    size = Path(output).stat().st_size
+    document = {
+        "golden": output,
+        "bytes": size,
+        "target": hardware.name,
+        "program": loaded.fingerprint,
+        "samples": golden.n_samples,
+        "steps": golden.expected.n_steps,
+        "policies": list(golden.policies),
+        "metrics": golden.metrics,
+    }
+    rows = [(name, f"{value:.6g}") for name, value in golden.metrics.items()]
+    text = (
+        f"golden run of {loaded.fingerprint} on {hardware.name}: {golden.n_samples} samples, "
+        f"{golden.expected.n_steps} steps, policies {', '.join(golden.policies)}\n"
+        f"{table(('quantity', 'value'), rows)}\nwrote {output} ({size} bytes)"
+    )
+    emit(options, "golden record", document, text)
+
+
+@command.command("check")
+@click.argument("goldens", nargs=-1, required=True, type=FILE)
+@_HW
+@_POLICY
+@click.option("--run", "saved", type=FILE, help="A saved run to judge; nothing is run.")
+@click.option("--runs", type=FILE, metavar="FOLDER", help="Keep the recordings of the runs here.")
+@click.option("--junit", type=FILE, metavar="FILE.xml", help="Write JUnit XML.")
+@click.option("--markdown", "summary", type=FILE, metavar="FILE.md", help="Write a summary.")
+@click.option("--quarantine", type=FILE, metavar="FILE.yaml", help="Runs that are known to fail.")
+@click.option(
+    "--verify-quarantine", is_flag=True, help="Run those in quarantine and say which have healed."
+)
+@verb
+def check(
+    goldens: tuple[str, ...],
+    hw: str,
+    policies: tuple[str, ...],
+    saved: str | None,
+    runs: str | None,
+    junit: str | None,
+    summary: str | None,
+    quarantine: str | None,
+    verify_quarantine: bool,
+    options: Options,
+) -> None:
+    """Hold a target against golden runs; exits with the worst of them."""
+    hardware = load_hardware(hw, options.hardware_overrides())
+    wanted = tuple(str(parse_policy(text)) for text in policies)
+    known = load_quarantine(quarantine) if quarantine else None
+    if verify_quarantine and known is None:
+        raise UsageError("--verify-quarantine: found no --quarantine, which it needs")
+    if saved and len(goldens) > 1:
+        raise UsageError(f"--run: found {len(goldens)} golden runs, allowed 1 beside a saved run")
+    recording = formats.load_as(saved, Recording) if saved else None
+    targets = {path: _run_file(path, hardware, runs) for path in goldens} if runs else {}
+    for target in (*targets.values(), *(Path(file) for file in (junit, summary) if file)):
+        refuse_overwrite(target, options.force or options.dry_run)
+    if options.dry_run:
+        for path in goldens:
+            check_runnable(load_golden(path).program, hardware)
+        emit(options, "golden check", {"dry_run": True}, f"can run on {hardware.name}")
+        return
+    outcomes = []
+    for path in goldens:
+        entry = _quarantined(known, path, hardware)
+        if (entry is not None) != verify_quarantine:
+            if entry is not None:
+                outcomes.append(_skipped(path, hardware, entry))
+            continue
+        with progress(options, f"{path} on {hardware.name}") as update:
+            outcome, run = check_golden(path, hardware, wanted, recording, update)
+        outcomes.append(outcome)
+        if run is not None and path in targets:
+            formats.save(targets[path], run)
+    report(outcomes, options, junit, summary, verify_quarantine)
+
+
+def _run_file(golden: str, hardware: HardwareConfig, folder: str) -> Path:
+    return Path(folder) / f"{Path(golden).stem}-{hardware.name}.h5"
+
+
+def _quarantined(known: Quarantine | None, path: str, hardware: HardwareConfig) -> str | None:
+    """Why a golden run is in quarantine; None where it is not, or no longer."""
+    entry = known.entry(path, hardware.name) if known else None
+    if entry is None:
+        return None
+    if entry.expired(date.today()):
+        warn(f"{path}: its quarantine ended on {entry.expires}; it counts again ({entry.reason})")
+        return None
+    return f"in quarantine until {entry.expires}: {entry.reason}"
+
+
+def _skipped(path: str, hardware: HardwareConfig, why: str) -> Outcome:
+    return Outcome(path, hardware.name, "skipped", 0, why, 0.0, Evidence())
+
+
+def report(
+    outcomes: Sequence[Outcome],
+    options: Options,
+    junit: str | None,
+    summary: str | None,
+    healing: bool = False,
+) -> None:
+    """Print and write how a suite ended.
+
+    Raises:
+        SuiteFailed: with the exit code of the worst case.
+    """
+    if junit:
+        write_junit(Path(junit), outcomes)
+    if summary:
+        write_text(Path(summary), markdown(outcomes))
+    code = 0 if healing else worst(outcomes)
+    document = {"exit_code": code, "cases": [outcome.as_json() for outcome in outcomes]}
+    if healing:
+        document["healed"] = [o.case for o in outcomes if o.status == "passed"]
+    emit(options, "golden check", document, _text(outcomes, healing))
+    if code:
+        raise SuiteFailed(f"{sum(o.code != 0 for o in outcomes)} of {len(outcomes)}", code)
+
+
+class SuiteFailed(CheckFailed):
+    """A suite ended with the exit code of its worst case."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code
+
+
+def _text(outcomes: Sequence[Outcome], healing: bool) -> str:
+    words = {"passed": "healed", "regression": "still failing"} if healing else {}
+    lines = []
+    for outcome in outcomes:
+        word = words.get(outcome.status, outcome.status)
+        retry = " (only on retry)" if outcome.retried else ""
+        lines.append(f"{outcome.case} on {outcome.target}: {word}{retry}")
+        lines += [
+            f"  {v.policy}: {'passed' if v.passed else 'FAILED'}, found {v.found}, allowed "
+            f"{v.allowed}"
+            for v in outcome.evidence.verdicts
+        ]
+        if outcome.status in ("error", "skipped"):
+            lines += [f"  {line}" for line in outcome.message.splitlines()]
+    return "\n".join(lines)
+
+
+@command.command("accept")
+@click.argument("golden", type=FILE)
+@_HW
+@click.option("--program", type=FILE, help="Another program to run in place of the golden's.")
+@click.option("--reason", required=True, help="Why the new result is the right one.")
+@_POLICY
+@verb
+def accept(
+    golden: str,
+    hw: str,
+    program: str | None,
+    reason: str,
+    policies: tuple[str, ...],
+    options: Options,
+) -> None:
+    """Run GOLDEN's program and input again and keep the result as the golden run.
+
+    In CI (CI=true) this needs --force: a pipeline must not bless what it should judge.
+    """
+    if os.environ.get("CI", "").lower() not in ("", "0", "false") and not options.force:
+        raise UsageError(
+            "golden accept: found CI in the environment; use --force if a pipeline is to replace "
+            f"{golden}"
+        )
+    if not reason.strip():
+        raise UsageError("--reason: found nothing, allowed a sentence that says why")
+    hardware = load_hardware(hw, options.hardware_overrides())
+    before = load_golden(golden)
+    after = _rerun(before, program, hardware, options)
+    if options.dry_run:
+        emit(options, "golden accept", {"dry_run": True}, f"{golden} would be recorded again")
+        return
+    wanted = tuple(str(parse_policy(text)) for text in policies) or before.policies
+    changes = [
+        {"policy": v.policy, "found": v.found, "passed": v.passed}
+        for v in (judge(before, after.expected) if program is None else [])
+    ]
+    history = [
+        *before.provenance.get("history", []),
+        {"reason": before.reason, "time": before.provenance.get("time")},
+    ]
+    facts = provenance(
+        target=hardware.model_dump(mode="json", by_alias=True),
+        input=before.provenance.get("input"),
+        chip=after.program.chip,
+        history=history,
+    )
+    save_golden(golden, replace(after, policies=wanted, reason=reason, provenance=facts))
+    lines = [f"{c['policy']}: was {c['found']}" for c in changes if not c["passed"]]
+    document = {"golden": golden, "reason": reason, "changes": changes}
+    emit(options, "golden accept", document, "\n".join([*lines, f"wrote {golden}: {reason}"]))
+
+
+def _rerun(
+    golden: Golden, program: str | None, hardware: HardwareConfig, options: Options
+) -> Golden:
+    """The golden's input through its program, or through another one."""
+    chosen: Program = formats.load_as(program, Program) if program else golden.program
+    check_runnable(chosen, hardware)
+    if options.dry_run:
+        return golden
+    probe = golden.probe
+    if program:
+        names = ",".join(f"{q}:{n}" for q, ns in probe.items() for n in ns)
+        probe = resolve_probe(chosen, names)
+    with progress(options, f"run on {hardware.name}") as update:
+        run = run_on(chosen, hardware, golden.inputs, probe, update)
+    return replace(golden, program=chosen, expected=run)

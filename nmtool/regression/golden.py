@@ -1,0 +1,214 @@
+"""Golden runs: what a program gave when it was known to be right, with all that runs it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nmtool.backends import Recording
+from nmtool.backends.base import QUANTITIES, Probe
+from nmtool.compiler import Program
+from nmtool.errors import ArtifactError, ConfigError, NmtoolError
+from nmtool.fixedpoint import IntArray
+from nmtool.formats import pack, unpack
+from nmtool.formats.container import Container, read_container, write_container
+from nmtool.formats.trains import get_train, put_train
+from nmtool.measure import measure
+from nmtool.spikes import SpikeTrain
+
+SCHEMA = "nmtool.golden/v1"
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """One golden run.
+
+    ``inputs`` went into the program (a train for each of its inputs), ``expected`` came out.
+    ``policies`` are the texts of what must hold of another run (see ``policies``), ``reason`` says
+    why this golden took the place of one before it.
+    """
+
+    program: Program
+    inputs: Mapping[str, SpikeTrain]
+    expected: Recording
+    labels: IntArray | None = None
+    policies: tuple[str, ...] = ("exact",)
+    reason: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.expected.fingerprint != self.program.fingerprint:
+            raise ConfigError(
+                f"golden: found a recording of the program {self.expected.fingerprint}, allowed "
+                f"one of {self.program.fingerprint}"
+            )
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples it holds."""
+        return next(iter(self.expected.spikes.values())).n_samples
+
+    @property
+    def probe(self) -> Probe:
+        """What was recorded, and is again when the golden is checked."""
+        found = {quantity: tuple(getattr(self.expected, quantity)) for quantity in QUANTITIES}
+        return {quantity: names for quantity, names in found.items() if names}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Accuracy (with labels), latency and rates of the golden run."""
+        return metrics(self, self.expected)
+
+
+def metrics(golden: Golden, recording: Recording) -> dict[str, float]:
+    """The counted quantities of a run of a golden's program on its inputs."""
+    net = golden.program.network
+    output = net.outputs[0]
+    measured = measure(recording, output, net.readout, golden.labels).quantities
+    found = {name: q.value for name, q in measured.items() if q.basis == "counted"}
+    if output in recording.spikes and (latency := mean_latency(golden, recording)) is not None:
+        found["latency"] = latency
+    return found
+
+
+def mean_latency(golden: Golden, recording: Recording) -> float | None:
+    """Mean steps from a sample's first input spike to the first spike of the first output.
+
+    Samples without one of the two are left out; None where no sample has both.
+    """
+    first_in = np.min(
+        [first_steps(train) for train in golden.inputs.values()], axis=0, initial=np.inf
+    )
+    first_out = first_steps(recording.spikes[golden.program.network.outputs[0]])
+    steps = first_out - first_in
+    steps = steps[np.isfinite(steps)]
+    return float(steps.mean()) if steps.size else None
+
+
+def first_steps(train: SpikeTrain) -> Any:
+    """The step of the first spike of every sample, infinite where there is none."""
+    first = np.full(train.n_samples, np.inf)
+    np.minimum.at(first, train.sample, train.step)
+    return first
+
+
+def save_golden(path: str | Path, golden: Golden) -> None:
+    """Write a golden run, whole or not at all.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    parts = {"program": pack(golden.program), "expected": pack(golden.expected)}
+    arrays = {
+        f"{part}/{name}": array
+        for part, container in parts.items()
+        for name, array in container.arrays.items()
+    }
+    header: dict[str, Any] = {
+        part: {"schema": container.schema, "header": container.header}
+        for part, container in parts.items()
+    }
+    header["inputs"] = {
+        name: put_train(train, arrays, f"inputs/{name}") for name, train in golden.inputs.items()
+    }
+    header |= {
+        "policies": list(golden.policies),
+        "reason": golden.reason,
+        "metrics": golden.metrics,
+        "provenance": dict(golden.provenance),
+    }
+    if golden.labels is not None:
+        arrays["labels"] = golden.labels
+    write_container(Path(path), Container(SCHEMA, header, arrays))
+
+
+def load_golden(path: str | Path) -> Golden:
+    """Read a golden run.
+
+    Raises:
+        ArtifactError: missing, damaged, or something else.
+    """
+    container = read_container(Path(path))
+    if container.schema != SCHEMA:
+        raise ArtifactError(f"{path}: found the schema {container.schema}, allowed {SCHEMA}")
+    return unpack_golden(container, path)
+
+
+def unpack_golden(container: Container, path: str | Path) -> Golden:
+    """The golden run that a container holds.
+
+    Raises:
+        ArtifactError: damaged.
+    """
+    try:
+        return _unpack(container, path)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, NmtoolError):
+            raise ArtifactError(f"{path}: {error}") from None
+        raise ArtifactError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+
+
+def _unpack(container: Container, path: str | Path) -> Golden:
+    header, arrays = container.header, dict(container.arrays)
+
+    def part(name: str) -> Any:
+        inside = {
+            key.removeprefix(f"{name}/"): array
+            for key, array in arrays.items()
+            if key.startswith(f"{name}/")
+        }
+        return unpack(Container(header[name]["schema"], header[name]["header"], inside), path)
+
+    program, expected = part("program"), part("expected")
+    if not isinstance(program, Program) or not isinstance(expected, Recording):
+        raise ValueError("found no program and recording")
+    labels = arrays.get("labels")
+    sizes = header["inputs"]
+    golden = Golden(
+        program,
+        {name: get_train(sizes[name], arrays, f"inputs/{name}") for name in sizes},
+        expected,
+        None if labels is None else labels.astype(np.int64),
+        tuple(header["policies"]),
+        header["reason"],
+        header["provenance"],
+    )
+    if not expected.spikes:
+        raise ValueError("found no spikes in its recording")
+    return golden
+
+
+def first_samples(golden: Golden, count: int) -> Golden:
+    """The same golden run with its first samples only."""
+    return select(golden, np.arange(min(count, golden.n_samples)))
+
+
+def select(golden: Golden, samples: IntArray, n_steps: int | None = None) -> Golden:
+    """The same golden run with some of its samples, cut to the first steps."""
+    steps = golden.expected.n_steps if n_steps is None else n_steps
+
+    def cut(train: SpikeTrain) -> SpikeTrain:
+        raster = train.batch()[samples, :, :steps]
+        return SpikeTrain.from_raster(raster, train.payload is not None)
+
+    def states(arrays: Mapping[str, IntArray]) -> dict[str, IntArray]:
+        whole = {name: a if a.ndim == 3 else a[None] for name, a in arrays.items()}
+        return {name: a[samples, :, :steps] for name, a in whole.items()}
+
+    expected = replace(
+        golden.expected,
+        spikes={name: cut(train) for name, train in golden.expected.spikes.items()},
+        current=states(golden.expected.current),
+        voltage=states(golden.expected.voltage),
+        n_steps=steps,
+    )
+    return replace(
+        golden,
+        inputs={name: cut(train) for name, train in golden.inputs.items()},
+        expected=expected,
+        labels=None if golden.labels is None else golden.labels[samples],
+    )

@@ -1,0 +1,96 @@
+"""Cases and their outcomes: a regression, a board's trouble, or nothing to say; and the worst."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from nmtool.errors import CheckFailed, NmtoolError, UnsupportedError
+from nmtool.regression.policies import Verdict
+
+Status: TypeAlias = Literal["passed", "regression", "error", "skipped"]
+
+BADNESS = (0, 7, 8, 4, 1, 5, 6, 3, 10, 9, 2, 70)
+"""Exit codes from harmless to worst: what can be retried counts less than what must block."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a case measured."""
+
+    verdicts: tuple[Verdict, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """What the target failed at before it answered."""
+        return list(self.provenance.get("attempts", ()))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one case ended on one target; ``code`` is the exit code that it stands for."""
+
+    case: str
+    target: str
+    status: Status
+    code: int
+    message: str
+    seconds: float
+    evidence: Evidence = Evidence()
+
+    @property
+    def retried(self) -> bool:
+        """Whether it passed, but not at once."""
+        return self.status == "passed" and bool(self.evidence.attempts)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {
+            "case": self.case,
+            "target": self.target,
+            "status": self.status,
+            "code": self.code,
+            "message": self.message,
+            "seconds": round(self.seconds, 3),
+            "verdicts": [asdict(verdict) for verdict in self.evidence.verdicts],
+            "attempts": self.evidence.attempts,
+            "passed_only_on_retry": self.retried,
+            "provenance": dict(self.evidence.provenance),
+        }
+
+
+def run_case(case: str, target: str, act: Callable[[], Evidence]) -> Outcome:
+    """Run one case; whatever goes wrong is its outcome, and the suite goes on."""
+    started = time.monotonic()
+
+    def ended(status: Status, code: int, message: str, evidence: Evidence = Evidence()) -> Outcome:
+        return Outcome(case, target, status, code, message, time.monotonic() - started, evidence)
+
+    try:
+        evidence = act()
+    except UnsupportedError as error:
+        return ended("skipped", error.exit_code, f"not supported: {error}")
+    except NmtoolError as error:
+        return ended("error", error.exit_code, str(error), Evidence(provenance=_facts(error)))
+    failed = [verdict for verdict in evidence.verdicts if not verdict.passed]
+    if failed:
+        lines = (f"{v.policy}: found {v.found}, allowed {v.allowed}" for v in failed)
+        return ended("regression", CheckFailed.exit_code, "\n".join(lines), evidence)
+    return ended("passed", 0, "", evidence)
+
+
+def _facts(error: NmtoolError) -> dict[str, Any]:
+    return {"attempts": attempts} if (attempts := getattr(error, "attempts", None)) else {}
+
+
+def worst(outcomes: Sequence[Outcome]) -> int:
+    """The exit code of a suite: that of its worst case.
+
+    Skipped cases count only where nothing else ran: a suite that tested nothing is not green.
+    """
+    ran = [outcome.code for outcome in outcomes if outcome.status != "skipped"]
+    codes = ran or [outcome.code for outcome in outcomes]
+    return max(codes, key=BADNESS.index, default=0)
