@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ def load(path: str | Path, chip: str = "loihi2", **options: Any) -> Artifact:
     Raises:
         ArtifactError: missing, damaged, or of an unknown version.
         UnsupportedError: a netx file with a layer that nmtool does not have.
-        ConfigError: options that no netx file has, or for a file that is none.
+        ConfigError: options that no netx file has, or for a file that is none; no path.
     """
+    path = _name("load", path)
     if is_netx(Path(path)):
         return load_netx(path, load_chip(chip), netx_options(**options))
     if options:
@@ -49,9 +51,10 @@ def quantize(
 
     Raises:
         FitError: a value that the chip cannot hold.
-        ConfigError: an unknown chip.
+        ConfigError: an unknown chip, or no Network.
     """
-    return quantize_for(network, load_chip(chip), weight_bits)
+    _require("quantize", network, Network)
+    return quantize_for(network, load_chip(_name("quantize: chip", chip)), weight_bits)
 
 
 def compile(
@@ -66,9 +69,12 @@ def compile(
 
     Raises:
         FitError: a value or a network that the chip cannot hold.
+        ConfigError: an unknown chip, or no network.
         ArtifactError: a QuantizedNetwork made for another chip.
     """
-    return compile_program(network, load_chip(chip), weight_bits, steps)
+    _require("compile", network, Network, QuantizedNetwork)
+    chip_spec = load_chip(_name("compile: chip", chip))
+    return compile_program(network, chip_spec, weight_bits, steps)
 
 
 def open(program: Program | str | Path, hw: str | HardwareConfig = "emulator") -> Session:
@@ -77,11 +83,14 @@ def open(program: Program | str | Path, hw: str | HardwareConfig = "emulator") -
     Raises:
         ArtifactError: the program was made for another chip.
         UnsupportedError: the target cannot do something that the program holds.
+        ConfigError: an unknown target, or no Program.
     """
     from nmtool.formats import load_as
 
+    _require("open", program, Program, str, Path)
     loaded = program if isinstance(program, Program) else load_as(program, Program)
-    return open_session(loaded, hw if isinstance(hw, HardwareConfig) else load_hardware(hw))
+    named = hw if isinstance(hw, HardwareConfig) else load_hardware(_name("open: hw", hw))
+    return open_session(loaded, named)
 
 
 def export(network: QuantizedNetwork | Program, path: str | Path, format: str = "netx") -> Export:
@@ -89,11 +98,50 @@ def export(network: QuantizedNetwork | Program, path: str | Path, format: str = 
 
     Raises:
         UnsupportedError: something that the format cannot say, with its name.
-        ConfigError: an unknown format.
+        ConfigError: an unknown format, or no quantised network or Program.
         CheckFailed: what was read back gives other spikes; no file is left.
         WriteError: it cannot be written.
     """
     if format != "netx":
         raise ConfigError(f"export: found the format {format!r}, allowed netx")
+    _require("export", network, QuantizedNetwork, Program)
     quantized = network.network if isinstance(network, Program) else network
     return export_netx(quantized, Path(path), load_chip(quantized.chip))
+
+
+_HINTS: dict[str, Callable[[object], str]] = {
+    "compile": lambda found: _loading(found) or "nmtool.load reads one, nmtool.Network makes one",
+    "quantize": lambda found: (
+        _loading(found)
+        or (
+            "it is quantised already"
+            if isinstance(found, QuantizedNetwork)
+            else "nmtool.load reads one, nmtool.Network makes one"
+        )
+    ),
+    "open": lambda found: "nmtool.compile makes a Program of a network",
+    "export": lambda found: _loading(found) or "nmtool.quantize makes one of a Network",
+}
+
+
+def _loading(found: object) -> str:
+    return "nmtool.load reads a file" if isinstance(found, str | Path) else ""
+
+
+def _require(stage: str, found: object, *allowed: type[Any]) -> None:
+    if not isinstance(found, allowed):
+        kinds = " or ".join(kind.__name__ for kind in allowed)
+        raise ConfigError(
+            f"{stage}: found {_shown(found)}, allowed a {kinds}; {_HINTS[stage](found)}"
+        )
+
+
+def _shown(found: object) -> str:
+    return "None" if found is None else f"a {type(found).__name__}"
+
+
+def _name(what: str, found: object) -> str:
+    """A name or path as text."""
+    if not isinstance(found, str | Path):
+        raise ConfigError(f"{what}: found {_shown(found)}, allowed a name or the path of a file")
+    return str(found)

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
@@ -19,6 +19,9 @@ from nmtool.errors import ConfigError
 T = TypeVar("T")
 Standing = Literal["paper", "code", "measured", "inferred", "uncertain"]
 BackendName = Literal["reference", "emulator", "lava-sim", "lava-loihi"]
+NOT_YET: tuple[BackendName, ...] = ("lava-loihi",)
+"""Backends that a target file may name, but that are not there."""
+
 SignMode = Literal["mixed", "excitatory", "inhibitory"]
 Duration = Annotated[
     float,
@@ -276,6 +279,23 @@ def load_hardware(name: str, overrides: Sequence[str] = ()) -> HardwareConfig:
     return config
 
 
+def backend_hint(name: str) -> str:
+    """What to do about the name of a backend where that of a target is wanted; else nothing."""
+    if name not in get_args(BackendName):
+        return ""
+    users = [
+        target
+        for target, path in shipped("targets").items()
+        if yamlio.parse(yamlio.read_text(path), str(path)).data.get("backend") == name
+    ]
+    later = ", and which this version does not have yet" if name in NOT_YET else ""
+    return (
+        f"; {name} is a backend, which {', '.join(users) or 'no shipped target'} uses{later}: a "
+        f"target file my-target.yaml with `backend: {name}` names it; `nmtool compile --hw loihi2` "
+        "makes a program for the chip alone"
+    )
+
+
 def _is_path(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) or "/" in name
 
@@ -287,6 +307,7 @@ def _find(name: str, kind: Literal["targets", "chips"], relative_to: Path | None
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
+        hint = (backend_hint(name) if kind == "targets" else "") or hint
         what = "chip" if kind == "chips" else "target"
         raise ConfigError(
             f"{what} {name}: unknown, allowed {', '.join(known)}, or the path of a .yaml file{hint}"

@@ -7,7 +7,7 @@ and thresholds of 1 are 64 * 64 units of u and v.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, get_args
@@ -169,6 +169,9 @@ class Population:
         """The number of neurons."""
         return int(np.prod(self.shape))
 
+    def __repr__(self) -> str:
+        return f"Population({self.neuron}, shape {self.shape})"
+
 
 @dataclass(frozen=True, eq=False)
 class Projection:
@@ -196,6 +199,9 @@ class Projection:
     def with_weight(self, weight: RealArray) -> Projection:
         """The same projection with other weights."""
         return replace(self, operations=with_weight(self.operations, weight))
+
+    def __repr__(self) -> str:
+        return described_projection(self)
 
 
 class _Node(Protocol):
@@ -247,6 +253,45 @@ class Network:
     def sizes(self) -> dict[str, int]:
         """Neurons or spike lines of every input and population."""
         return sizes(self.inputs, self.populations)
+
+    def __repr__(self) -> str:
+        return described_network(self, f"{self.weight_bits}-bit weights")
+
+
+class _Graph(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def inputs(self) -> Mapping[str, Input]: ...
+    @property
+    def populations(self) -> Mapping[str, _Node]: ...
+    @property
+    def projections(self) -> Mapping[str, _Edge]: ...
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+
+def counted(items: Sized, noun: str) -> str:
+    """How many there are of something: ``3 inputs``, ``1 input``."""
+    return f"{len(items)} {noun}" + ("" if len(items) == 1 else "s")
+
+
+def described_network(network: _Graph, more: str) -> str:
+    """A network in one line, without its arrays."""
+    return (
+        f"{type(network).__name__}({network.name!r}, {more}, {counted(network.inputs, 'input')}, "
+        f"{counted(network.populations, 'population')}, "
+        f"{counted(network.projections, 'projection')}, outputs {', '.join(network.outputs)})"
+    )
+
+
+def described_projection(projection: _Edge, more: str = "") -> str:
+    """A projection in one line, without its arrays."""
+    delay = projection.delay
+    late = f"delay {delay}" if np.ndim(delay) == 0 else f"delays of shape {np.shape(delay)}"
+    chain = " + ".join(map(repr, projection.operations))
+    parts = (f"{projection.source} -> {projection.target}", chain, more, late)
+    return f"{type(projection).__name__}({', '.join(filter(None, parts))})"
 
 
 def sizes(inputs: Mapping[str, Input], populations: Mapping[str, _Node]) -> dict[str, int]:
@@ -407,6 +452,12 @@ def _check_neuron(name: str, population: Population) -> None:
             f"allowed ({population.size},)"
         )
     check_per_neuron(name, "an axonal delay", population.axonal_delay, population.size)
+    neuron = population.neuron
+    if isinstance(neuron, SigmaDelta) and neuron.activation not in get_args(Activation):
+        raise ConfigError(
+            f"population {name}: found the activation {neuron.activation!r}, "
+            f"allowed {', '.join(get_args(Activation))}"
+        )
     if population.bias is not None and isinstance(population.neuron, Delta | Sigma):
         raise ConfigError(
             f"population {name}: found a bias, allowed none: a "

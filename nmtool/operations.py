@@ -8,7 +8,7 @@ in a Network and integers in a QuantizedNetwork; everything here holds for both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +20,13 @@ from nmtool.fixedpoint import IntArray
 Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
 Pair: TypeAlias = tuple[int, int]
+
+
+def _brief(operation: Any) -> str:
+    """An operation in one line, arrays by their shape."""
+    values = {f.name: getattr(operation, f.name) for f in fields(operation)}
+    shown = (f"{k} {np.shape(v) if isinstance(v, np.ndarray) else v}" for k, v in values.items())
+    return f"{type(operation).__name__}({', '.join(shown)})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +46,7 @@ class Dense:
     """A matrix of weights, shape (target, source): ``y = W x``."""
 
     weight: Array
+    __repr__ = _brief
 
     def __post_init__(self) -> None:
         _check_array("dense", self.weight, "(target, source)")
@@ -73,6 +81,7 @@ class Sparse:
     target: IntArray
     source: IntArray
     size: Pair
+    __repr__ = _brief
 
     def __post_init__(self) -> None:
         for name, bound in (("target", self.size[0]), ("source", self.size[1])):
@@ -135,6 +144,7 @@ class Conv:
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+    __repr__ = _brief
 
     def __post_init__(self) -> None:
         _check_array(
@@ -284,6 +294,7 @@ class Scale:
     """
 
     weight: Array
+    __repr__ = _brief
 
     def __post_init__(self) -> None:
         _check_array("scale", self.weight, "(1,)")

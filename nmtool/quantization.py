@@ -43,6 +43,8 @@ from nmtool.network import (
     SigmaDelta,
     check_graph,
     check_per_neuron,
+    described_network,
+    described_projection,
     shapes,
     sizes,
 )
@@ -127,6 +129,12 @@ class QuantizedPopulation:
         align = self.spike_exponent + self.state_exponent if self.graded else ALIGN_BITS
         return self.threshold << align
 
+    def __repr__(self) -> str:
+        return (
+            f"QuantizedPopulation({self.model}, shape {self.shape}, decay_u {self.decay_u}, "
+            f"decay_v {self.decay_v}, threshold {self.threshold})"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedProjection:
@@ -188,19 +196,28 @@ class QuantizedProjection:
         """The shortest synaptic delay in steps."""
         return int(np.min(self.delay)) if np.size(self.delay) else 0
 
-    def with_mantissa(self, mantissa: IntArray) -> QuantizedProjection:
-        """The same projection with other weights of the same format.
+    def with_mantissa(self, mantissa: IntArray, name: str | None = None) -> QuantizedProjection:
+        """The same projection with other weights of the same format; errors call it ``name``.
 
         Raises:
-            FitError: a mantissa is not on the grid of the format, or the shape differs.
+            ConfigError: the shape differs, or these are no numbers.
+            FitError: a mantissa is not on the grid of the format.
         """
-        check_mantissa(f"{self.source} -> {self.target}", mantissa, self.format)
-        if mantissa.shape != self.weight_mantissa.shape:
-            raise FitError(
-                f"projection {self.source} -> {self.target}: found mantissas of shape "
-                f"{mantissa.shape}, allowed {self.weight_mantissa.shape}"
+        name = name or f"{self.source} -> {self.target}"
+        mantissa = np.asarray(mantissa)
+        if mantissa.dtype.kind not in "biuf":
+            raise ConfigError(
+                f"projection {name}: found mantissas of type {mantissa.dtype}, allowed integers"
             )
+        if mantissa.shape != (allowed := self.weight_mantissa.shape):
+            raise ConfigError(
+                f"projection {name}: found mantissas of shape {mantissa.shape}, allowed {allowed}"
+            )
+        check_mantissa(name, mantissa, self.format)
         return replace(self, operations=with_weight(self.operations, mantissa.astype(np.int64)))
+
+    def __repr__(self) -> str:
+        return described_projection(self, f"{self.format}")
 
 
 @dataclass(frozen=True)
@@ -283,6 +300,9 @@ class QuantizedNetwork:
             ),
             default=0,
         )
+
+    def __repr__(self) -> str:
+        return described_network(self, self.chip)
 
 
 def check_mantissa(name: str, mantissa: IntArray, format: SynapseFormat) -> None:

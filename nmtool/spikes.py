@@ -209,6 +209,12 @@ class SpikeTrain:
         raster = self.to_raster()
         return raster if self.batched else raster[None]
 
+    def __repr__(self) -> str:
+        what = "spikes" if self.payload is None else "graded spikes"
+        samples = f"samples {self.n_samples}, " if self.batched else ""
+        sizes = f"{samples}neurons {self.n_neurons}, steps {self.n_steps}"
+        return f"SpikeTrain({sizes}, {what} {len(self)})"
+
     def __len__(self) -> int:
         return int(self.neuron.shape[0])
 

@@ -46,6 +46,16 @@ class Recording:
     wall_time: float
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        recorded = [
+            f"{quantity} of {', '.join(getattr(self, quantity))}"
+            for quantity in QUANTITIES
+            if getattr(self, quantity)
+        ]
+        program = f"program {self.fingerprint}" if self.fingerprint else "no program"
+        parts = (self.backend, program, f"{self.n_steps} steps", *recorded)
+        return f"Recording({'; '.join(parts)})"
+
 
 M = TypeVar("M", bound="ManagedSession")
 
@@ -267,18 +277,27 @@ def input_batch(
     for name, train in spikes.items():
         if (train.n_samples, train.batched) != (samples, batched):
             raise ConfigError(
-                f"input {name}: found {train.n_samples} samples, "
-                f"allowed {samples} as in the other inputs"
+                f"input {name}: found {_samples(train.n_samples, train.batched)}, "
+                f"allowed {_samples(samples, batched)} as in the other inputs"
             )
         trains[name] = _checked(program.network, name, train, steps)
     return InputBatch(trains, samples, steps, batched)
+
+
+def _samples(n_samples: int, batched: bool) -> str:
+    count = f"{n_samples} sample" + ("" if n_samples == 1 else "s")
+    return count if batched else f"{count} without a sample axis"
 
 
 def _checked(network: QuantizedNetwork, name: str, train: SpikeTrain, steps: int) -> SpikeTrain:
     """A train as its input takes it, ``steps`` long."""
     source = network.inputs[name]
     if train.n_neurons != source.size:
-        raise ConfigError(f"input {name}: found {train.n_neurons} neurons, allowed {source.size}")
+        flat = "x".join(map(str, source.shape))
+        order = f" ({flat}, flattened in C order)" if len(source.shape) > 1 else ""
+        raise ConfigError(
+            f"input {name}: found {train.n_neurons} neurons, allowed {source.size}{order}"
+        )
     if train.n_steps > steps and len(train) and (last := int(train.step.max())) >= steps:
         raise ConfigError(
             f"input {name}: found a spike at step {last}, "
@@ -317,7 +336,7 @@ def changed_weights(program: Program, projection: str, mantissa: IntArray) -> tu
     """A program with new weights of one projection, and how many weights changed.
 
     Raises:
-        ConfigError: no such projection.
+        ConfigError: no such projection, or weights of another shape.
         FitError: a weight that the frozen format cannot hold.
     """
     if projection not in program.network.projections:

@@ -13,9 +13,10 @@ from nmtool.cli.common import FILE, Options, emit, progress, table, verb, warn
 from nmtool.cli.deploy import run, thresholds
 from nmtool.cli.runs import Given, Run, gather_input, input_options
 from nmtool.compiler import Program
-from nmtool.errors import ArtifactError, CheckFailed, UsageError
+from nmtool.errors import ArtifactError, CheckFailed, UnsupportedError, UsageError
 from nmtool.measure import Agreement, Difference, compare
 from nmtool.network import Network
+from nmtool.spikes import SpikeTrain
 
 PROBE = "spikes,current,voltage"
 TRAINER = "trainer:"
@@ -32,17 +33,17 @@ def command(
     b: str,
     program: str | None,
     data: str | None,
-    input_file: str | None,
+    input_files: tuple[str, ...],
     encode: bool,
     options: Options,
 ) -> None:
-    """Compare A with B: spikes, currents and voltages; exit 1 where they differ.
+    """Compare A with B: spikes or messages, currents, voltages; exit 1 where they differ.
 
     A and B are each a recording (FILE.h5), a target (name or FILE.yaml, with --program), or the
     trainer's integer forward pass (trainer:RUN).
     """
     loaded: Program | None = formats.load_as(program, Program) if program else None
-    source = _Source(loaded, data, input_file, encode, options)
+    source = _Source(loaded, data, input_files, encode, options)
     if options.dry_run:
         source.check(a)
         source.check(b)
@@ -66,12 +67,12 @@ class _Source:
         self,
         program: Program | None,
         data: str | None,
-        input_file: str | None,
+        input_files: tuple[str, ...],
         encode: bool,
         options: Options,
     ) -> None:
         self._program = program
-        self._input = (data, input_file, None, encode)
+        self._input = (data, input_files, None, encode)
         self._options = options
 
     def recording(self, operand: str) -> Recording:
@@ -86,7 +87,7 @@ class _Source:
     def check(self, operand: str) -> None:
         """Everything about an operand that can be checked without running it."""
         if operand.startswith(TRAINER):
-            self._given(self._network(operand))
+            self._only(self._network(operand))
         elif _is_file(operand):
             formats.load_as(operand, Recording)
         else:
@@ -106,8 +107,7 @@ class _Source:
         return network
 
     def _given(self, owner: Program | Network) -> Given:
-        network = owner.network if isinstance(owner, Program) else owner
-        return gather_input(network, *self._input)
+        return gather_input(owner, *self._input)
 
     def _trainer(self, network: Network) -> Recording:
         from nmtool.chip import load_chip
@@ -126,12 +126,21 @@ class _Source:
         with progress(self._options, "run the trainer's forward") as update:
             from nmtool.training.slayer import record
 
-            return record(network, chip, self._given(network).spikes, update)
+            return record(network, chip, self._only(network), update)
+
+    def _only(self, network: Network) -> SpikeTrain:
+        """What goes into a network with one input, all that the trainer runs."""
+        spikes = self._given(network).spikes
+        if len(spikes) != 1:
+            raise UnsupportedError(
+                f"trainer: found {len(spikes)} inputs ({', '.join(spikes)}), allowed 1"
+            )
+        return next(iter(spikes.values()))
 
 
-def _recorded_thresholds(*recordings: Recording) -> dict[str, int]:
-    """Threshold mantissas by population, in data-flow order, from the first that has them."""
-    known = (recording.provenance.get("thresholds") for recording in recordings)
+def _recorded_thresholds(*recordings: Recording) -> dict[str, int | None]:
+    """Thresholds by population, in data-flow order, from the first recording that has them."""
+    known = (recording.provenance.get("state_thresholds") for recording in recordings)
     return next((dict(found) for found in known if found), {})
 
 
@@ -152,18 +161,26 @@ def _text(a: str, b: str, result: Agreement) -> str:
     rows = [
         (
             p.population,
-            p.spikes_a,
-            p.spikes_b,
-            p.differing,
-            "not probed" if p.states is None else p.states,
+            *(
+                "not probed" if count is None else count
+                for count in (p.spikes_a, p.spikes_b, p.differing, p.states)
+            ),
         )
         for p in result.populations
     ]
-    header = ("population", "spikes of A", "spikes of B", "differing", "states differing")
+    sent = _sent(result)
+    header = ("population", f"{sent} of A", f"{sent} of B", "differing", "states differing")
     lines = [f"A: {a}", f"B: {b}", table(header, rows)]
-    lines.append(f"differing spikes: {result.differing_spikes}")
+    lines.append(f"differing {sent}: {result.differing_spikes}")
     lines.append("equal" if result.first is None else describe(result.first))
     return "\n".join(lines)
+
+
+def _sent(result: Agreement) -> str:
+    """What the populations that were compared send."""
+    graded = {p.graded for p in result.populations}
+    words = {False: "spikes", True: "messages"}
+    return " or ".join(words[kind] for kind in sorted(graded))
 
 
 def describe(first: Difference) -> str:
@@ -175,7 +192,7 @@ def describe(first: Difference) -> str:
         )
         return f"  {name}: {shown}"
 
-    threshold = "" if first.threshold is None else f", threshold {first.threshold} x 64"
+    threshold = "" if first.threshold is None else f", threshold {first.threshold}"
     return "\n".join(
         (
             f"first difference: {first.quantity} of population {first.population}, sample "

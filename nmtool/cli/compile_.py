@@ -14,10 +14,18 @@ from nmtool import formats
 from nmtool.backends import LIMITS, limits_of
 from nmtool.backends.base import refuse_unsupported
 from nmtool.backends.limits import Limits
-from nmtool.chip import ChipSpec, HardwareConfig, is_chip, load_chip, load_hardware, shipped
+from nmtool.chip import (
+    ChipSpec,
+    HardwareConfig,
+    backend_hint,
+    is_chip,
+    load_chip,
+    load_hardware,
+    shipped,
+)
 from nmtool.cli.common import FILE, Options, emit, table, verb, warn
 from nmtool.cli.runs import load_network
-from nmtool.compiler import Program, compile_program
+from nmtool.compiler import DEFAULT_STEPS, Program, compile_program
 from nmtool.compiler.cautions import cautions
 from nmtool.compiler.features import FEATURES, Feature, features
 from nmtool.errors import ConfigError, UsageError
@@ -33,7 +41,8 @@ from nmtool.provenance import provenance, sha256
 @click.option(
     "--steps",
     type=click.IntRange(1, 1_000_000),
-    help="Steps of a sample [default: those of the encoding].",
+    help="Steps of a sample [default: those of the encoding; "
+    f"{DEFAULT_STEPS} if there is none, as in netx files].",
 )
 @click.option(
     "--explain",
@@ -151,7 +160,7 @@ def _check_name(name: str) -> None:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(
             f"target or chip {name}: unknown, allowed {', '.join(known)}, or the path of a "
-            f".yaml file{hint}"
+            f".yaml file{backend_hint(name) or hint}"
         )
 
 

@@ -34,7 +34,7 @@ def command(
     program: str,
     hw: str,
     data: str | None,
-    input_file: str | None,
+    input_files: tuple[str, ...],
     encode: bool,
     labels: str | None,
     probe: str | None,
@@ -44,7 +44,7 @@ def command(
     """Run PROGRAM on a target, measure what comes back, and check it."""
     hardware = load_hardware(hw, options.hardware_overrides())
     loaded: Program = formats.load_as(program, Program)
-    given = gather_input(loaded.network, data, input_file, labels, encode)
+    given = gather_input(loaded, data, input_files, labels, encode)
     if output:
         refuse_overwrite(Path(output), options.force or options.dry_run)
     if options.dry_run:
@@ -68,19 +68,23 @@ def run(
         progress(options, f"run on {hardware.name}") as update,
         open_session(program, hardware) as session,
     ):
-        recording = session.run(given.spikes, probe=chosen, progress=update)
+        n_steps = None if given.spikes else program.reset.n_steps
+        recording = session.run(given.spikes, n_steps, chosen, update)
     facts = provenance(
         target=hardware.model_dump(mode="json", by_alias=True),
         input=given.source,
-        thresholds=thresholds(program),
+        state_thresholds=thresholds(program),
         **recording.provenance,
     )
     return replace(recording, provenance=facts)
 
 
-def thresholds(program: Program) -> dict[str, int]:
-    """Threshold mantissas by population, in data-flow order."""
-    return {name: program.network.populations[name].threshold for name in program.order}
+def thresholds(program: Program) -> dict[str, int | None]:
+    """Thresholds by population in the units of v, in data-flow order; sigma decoders have none."""
+    populations = {name: program.network.populations[name] for name in program.order}
+    return {
+        n: None if p.model == "sigma" else p.effective_threshold for n, p in populations.items()
+    }
 
 
 def _default_probe(program: Program, hardware: HardwareConfig) -> Probe:
@@ -123,7 +127,7 @@ def report(
         "backend": recording.backend,
         "program": program.fingerprint,
         "input": given.source,
-        "samples": given.spikes.n_samples,
+        "samples": given.n_samples,
         "steps": recording.n_steps,
         "measured": measured.as_json(),
         "checks": results,
@@ -165,7 +169,7 @@ def _text(
         for name, q in measured.quantities.items()
     ]
     lines = [
-        f"{given.source} on {hardware.name} ({measured.backend}), {given.spikes.n_samples} samples",
+        f"{given.source} on {hardware.name} ({measured.backend}), {given.n_samples} samples",
         table(("quantity", "value", "unit", "basis"), rows),
     ]
     lines += [

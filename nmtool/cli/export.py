@@ -12,16 +12,18 @@ from nmtool.chip import load_chip
 from nmtool.cli.common import FILE, Options, emit, verb, warn
 from nmtool.cli.runs import Run
 from nmtool.compiler import Program
-from nmtool.errors import ArtifactError
+from nmtool.errors import ArtifactError, UsageError
 from nmtool.formats.container import refuse_overwrite
-from nmtool.formats.netx_writer import export_netx
+from nmtool.formats.netx_writer import check_netx, export_netx
 from nmtool.network import Network
 from nmtool.quantization import QuantizedNetwork, quantize
+
+FORMATS = ("netx",)
 
 
 @click.command("export")
 @click.argument("source", type=FILE)
-@click.option("--format", type=click.Choice(["netx"]), required=True, help="Format of the file.")
+@click.option("--format", metavar="[netx]", help="Format of the file (needed).")
 @click.option("-o", "--output", type=FILE, help="File [default: SOURCE with .net].")
 @click.option(
     "--chip",
@@ -30,30 +32,37 @@ from nmtool.quantization import QuantizedNetwork, quantize
     help="Chip to quantise for, if SOURCE is not quantised.",
 )
 @verb
-def command(source: str, format: str, output: str | None, chip: str, options: Options) -> None:
+def command(
+    source: str, format: str | None, output: str | None, chip: str, options: Options
+) -> None:
     """Write SOURCE (a run folder, network, quantised network or program) as a netx file.
 
-    The file is read back and must give the same spikes on random input before it is kept.
+    The file is read back and must give the same spikes on random input before it is kept; with
+    --dry-run too, which only does not keep it.
     """
     options.hardware_overrides()
+    if format not in FORMATS:
+        found = "no --format" if format is None else f"the format {format!r}"
+        raise UsageError(
+            f"export: found {found}, allowed {', '.join(FORMATS)}: add --format {FORMATS[0]}"
+        )
     path = Path(source)
     target = Path(output) if output else path.with_suffix(".net")
     refuse_overwrite(target, options.force or options.dry_run)
     network = _quantized(Run(path).network if path.is_dir() else path, chip)
-    if options.dry_run:
-        emit(options, "export", {"file": None}, f"{target}: not written (--dry-run)")
-        return
-    made = export_netx(network, target, load_chip(network.chip))
+    run = check_netx if options.dry_run else export_netx
+    made = run(network, target, load_chip(network.chip))
     if not made.messages:
         warn("no neuron spiked on the random input that was compared")
     document = {
-        "file": str(target),
+        "file": None if options.dry_run else str(target),
         "format": format,
         "read_with": asdict(made.options),
         "populations": dict(made.populations),
         "messages_compared": made.messages,
     }
-    text = f"wrote {target}; read back, {made.messages} spikes are the same on random input"
+    ending = f"{target} not written (--dry-run)" if options.dry_run else f"wrote {target}"
+    text = f"{ending}; read back, {made.messages} spikes are the same on random input"
     if made.options.reset_interval is not None:
         text += (
             f"\nresets are not in the file: read it with reset_interval="

@@ -64,7 +64,7 @@ def record(
     program: str,
     hw: str,
     data: str | None,
-    input_file: str | None,
+    input_files: tuple[str, ...],
     encode: bool,
     labels: str | None,
     probe: str,
@@ -77,7 +77,7 @@ def record(
     wanted = [str(parse_policy(text)) for text in policies] or ["exact"]
     hardware = load_hardware(hw, options.hardware_overrides())
     loaded: Program = formats.load_as(program, Program)
-    given = gather_input(loaded.network, data, input_file, labels, encode)
+    given = gather_input(loaded, data, input_files, labels, encode)
     chosen = resolve_probe(loaded, probe)
     if not chosen.get("spikes"):
         raise ConfigError(f"--probe: found {probe}, allowed what includes spikes")
@@ -86,7 +86,7 @@ def record(
     if options.dry_run:
         emit(options, "golden record", {"dry_run": True}, f"{program} can run on {hardware.name}")
         return
-    inputs = {next(iter(loaded.network.inputs)): given.spikes}
+    inputs = given.spikes
     known = given.labels
     if samples is not None:
         inputs = {n: t.select(range(min(samples, t.n_samples))) for n, t in inputs.items()}

@@ -10,6 +10,7 @@ import click
 from nmtool import formats
 from nmtool.chip import load_chip
 from nmtool.cli.common import FILE, Options, emit, table, verb, warn
+from nmtool.errors import UsageError
 from nmtool.formats.container import refuse_overwrite
 from nmtool.formats.netx import load_netx, netx_options, notes
 from nmtool.provenance import provenance, sha256
@@ -31,7 +32,9 @@ WHOLE = click.IntRange(0)
     help="Shape of the input, where the file does not say it.",
 )
 @click.option("--reset-interval", type=click.IntRange(1), help="Reset u and v this often.")
-@click.option("--reset-offset", type=int, default=0, help="Shifts the resets by steps.")
+@click.option(
+    "--reset-offset", type=int, help="Shifts the resets of --reset-interval by steps [default: 0]."
+)
 @click.option(
     "--spike-exponent",
     type=click.IntRange(0, 16),
@@ -48,7 +51,7 @@ def command(
     skip_layers: int,
     input_shape: tuple[int, int, int] | None,
     reset_interval: int | None,
-    reset_offset: int,
+    reset_offset: int | None,
     spike_exponent: int,
     options: Options,
 ) -> None:
@@ -60,16 +63,28 @@ def command(
     options.hardware_overrides()
     path = Path(source)
     target = Path(output) if output else path.with_suffix(".h5")
-    refuse_overwrite(target, options.force or options.dry_run)
+    if reset_offset is not None and reset_interval is None:
+        raise UsageError(
+            f"import: found --reset-offset {reset_offset} without --reset-interval, which it "
+            "shifts; add --reset-interval STEPS"
+        )
+    if target.suffix.lower() == ".net":
+        raise UsageError(
+            f"import: found the output {target}, allowed FILE.h5: import writes nmtool's own "
+            "format; `nmtool export SOURCE --format netx` writes netx files"
+        )
     reading = netx_options(
         num_layers=num_layers,
         skip_layers=skip_layers,
         input_shape=input_shape,
         reset_interval=reset_interval,
-        reset_offset=reset_offset,
+        reset_offset=reset_offset or 0,
         spike_exponent=spike_exponent,
     )
     network = load_netx(path, load_chip(chip), reading)
+    if target.resolve() == path.resolve():
+        raise UsageError(f"import: found the output {target}, which is SOURCE itself; give -o FILE")
+    refuse_overwrite(target, options.force or options.dry_run)
     for line in notes(network):
         warn(line)
     if not options.dry_run:

@@ -22,7 +22,7 @@ from nmtool.quantization import (
     state_bounds,
 )
 
-__all__ = ["Program", "ResetSchedule", "compile_program"]
+__all__ = ["DEFAULT_STEPS", "Program", "ResetSchedule", "compile_program"]
 
 DEFAULT_STEPS = 32
 
@@ -51,7 +51,7 @@ def compile_program(
         if quantized.chip != chip.name:
             raise ArtifactError(
                 f"quantized network {quantized.name}: made for {quantized.chip}, not {chip.name}; "
-                "quantise the original network again"
+                + _again(quantized, chip)
             )
         if weight_bits and any(p.weight_bits > weight_bits for p in network.projections.values()):
             quantized = quantize(dequantize(quantized), chip, weight_bits)
@@ -68,6 +68,16 @@ def compile_program(
         simulators_only=tuple(rules.simulators_only(quantized, chip)),
         provenance=dict(provenance or {}),
     )
+
+
+def _again(network: QuantizedNetwork, chip: ChipSpec) -> str:
+    """How a quantised network is made for another chip."""
+    if network.metadata.get("source") == "netx":
+        return (
+            f"import the netx file again for this chip: `nmtool import {network.name}.net --chip "
+            f'{chip.name}`, in Python nmtool.load("{network.name}.net", chip="{chip.name}")'
+        )
+    return "quantise the original network again"
 
 
 def _latency(network: QuantizedNetwork) -> int:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from nmtool.errors import ConfigError
 from nmtool.fixedpoint import IntArray
-from nmtool.network import data_flow
+from nmtool.network import counted, data_flow
 from nmtool.quantization import QuantizedNetwork, StateBound
 
 FINGERPRINT_LENGTH = 16
@@ -74,16 +75,27 @@ class Program:
                 digest.update(json.dumps(item, sort_keys=True, default=int).encode() + b"\0")
         return digest.hexdigest()[:FINGERPRINT_LENGTH]
 
+    def __repr__(self) -> str:
+        net = self.network
+        return (
+            f"Program({self.fingerprint}, {self.chip}, {counted(net.populations, 'population')}, "
+            f"{counted(net.projections, 'projection')}, latency {self.latency})"
+        )
+
     def with_weights(self, mantissas: Mapping[str, IntArray]) -> Program:
         """The same program with other weights in the same synapse formats.
 
         Raises:
+            ConfigError: no such projection, or mantissas of another shape.
             FitError: a mantissa that the frozen format of its projection cannot hold.
         """
-        projections = {
-            name: projection.with_mantissa(mantissas[name]) if name in mantissas else projection
-            for name, projection in self.network.projections.items()
-        }
+        projections = dict(self.network.projections)
+        for name, mantissa in mantissas.items():
+            if name not in projections:
+                raise ConfigError(
+                    f"with_weights: found the projection {name!r}, allowed {', '.join(projections)}"
+                )
+            projections[name] = projections[name].with_mantissa(mantissa, name)
         return replace(self, network=replace(self.network, projections=projections))
 
 

@@ -138,6 +138,15 @@ _DAMAGE = (
 )
 
 
+def is_container(path: Path) -> bool:
+    """Whether a file begins as a container does; whether it is sound, ``read_container`` says."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 def _verified(path: Path) -> bytes:
     """The bytes of a file whose checksum holds."""
     if not path.is_file():

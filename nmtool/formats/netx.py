@@ -23,7 +23,7 @@ from nmtool.chip import ChipSpec, SignMode, SynapseFormat
 from nmtool.config import Readout
 from nmtool.errors import ArtifactError, ConfigError, NmtoolError, UnsupportedError
 from nmtool.fixedpoint import DECAY_ONE, IntArray
-from nmtool.formats.container import MAX_BYTES
+from nmtool.formats.container import MAX_BYTES, is_container, read_container
 from nmtool.network import Input, PeriodicReset
 from nmtool.operations import (
     Chain,
@@ -102,6 +102,11 @@ def netx_options(**options: Any) -> NetxOptions:
             wrong = value is not None and not _whole(value, _LOWEST.get(name, 0))
         if wrong:
             raise ConfigError(f"netx {name}: found {value!r}, allowed whole numbers from 0 or 1")
+    if options.get("reset_offset") and options.get("reset_interval") is None:
+        raise ConfigError(
+            f"netx reset_offset: found {options['reset_offset']} without reset_interval, which it "
+            "shifts; give reset_interval"
+        )
     return NetxOptions(**options)
 
 
@@ -134,11 +139,12 @@ def load_netx(
     """
     path = Path(path)
     options = options or NetxOptions()
+    _refuse_own_file(path)
     try:
         with h5py.File(io.BytesIO(_bytes(path)), "r") as file:
             reader = _Reader(path.stem, chip, options)
             for index, layer in _layers(file, options):
-                reader.read(index, layer)
+                _read(reader, index, layer)
             return reader.network()
     except NmtoolError as error:
         raise type(error)(f"{path}: {error}") from None
@@ -151,6 +157,38 @@ _DAMAGE = (
     *(OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError),
     *(ArithmeticError, MemoryError),
 )
+
+
+def _read(reader: _Reader, index: int, layer: _Layer) -> None:
+    """Read a layer; whatever is wrong with it is said of this layer."""
+    try:
+        reader.read(index, layer)
+    except NmtoolError:
+        raise
+    except _DAMAGE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtifactError(f"{layer.name}: not a layer of netx, or damaged ({reason})") from None
+
+
+_TAKEN_BY = {
+    "network": "a network: `nmtool compile` takes it, `nmtool export --format netx` makes it one",
+    "quantized": (
+        "a quantised network: `nmtool compile` takes it, `nmtool export --format netx` makes it one"
+    ),
+    "program": "a program: `nmtool deploy` takes it, `nmtool export --format netx` makes it one",
+    "recording": "a recording: `nmtool compare` takes it",
+}
+
+
+def _refuse_own_file(path: Path) -> None:
+    """Say of nmtool's own files what they are and which command takes them."""
+    if not is_container(path):
+        return
+    schema = read_container(path).schema
+    kind = schema.removeprefix("nmtool.").partition("/")[0]
+    raise ArtifactError(
+        f"{path}: found nmtool's own file of {_TAKEN_BY.get(kind, schema)}; allowed a netx file"
+    )
 
 
 def _bytes(path: Path) -> bytes:
@@ -174,11 +212,20 @@ class _Layer:
     def __contains__(self, key: str) -> bool:
         return key in self.group
 
-    def array(self, key: str) -> Any:
-        """An array or number as it is stored."""
+    def _dataset(self, key: str, allowed: str) -> Any:
+        if key not in self.group:
+            raise ArtifactError(
+                f"{self.name}: found no {key}, allowed a layer that has it ({allowed}); the file "
+                f"has {', '.join(self.group) or 'nothing'} there"
+            )
         node = self.group[key]
         if not isinstance(node, h5py.Dataset):
-            raise ArtifactError(f"{self.name}.{key}: found a group, allowed numbers")
+            raise ArtifactError(f"{self.name}.{key}: found a group, allowed {allowed}")
+        return node
+
+    def array(self, key: str) -> Any:
+        """An array or number as it is stored."""
+        node = self._dataset(key, "numbers")
         if node.nbytes > MAX_BYTES:
             raise ArtifactError(f"{self.name}.{key}: found {node.nbytes} bytes")
         if node.dtype.kind not in "biuf":
@@ -204,7 +251,7 @@ class _Layer:
 
     def text(self, key: str) -> str:
         """A word, stored as bytes or as an array of one."""
-        words = np.asarray(self.group[key][()]).ravel()
+        words = np.asarray(self._dataset(key, "a word")[()]).ravel()
         if not words.size:
             raise ArtifactError(f"{self.name}.{key}: found nothing, allowed a word")
         value = words[0]
@@ -240,6 +287,8 @@ class _Layer:
         """The group of its neuron."""
         if "neuron" not in self:
             return None
+        if not isinstance(self.group["neuron"], h5py.Group):
+            raise ArtifactError(f"{self.name}.neuron: found an array, allowed a group")
         return _Layer(f"{self.name}.neuron", self.group["neuron"])
 
 
@@ -255,6 +304,8 @@ def _layers(file: Any, options: NetxOptions) -> Iterator[tuple[int, _Layer]]:
     for index in range(count):
         if str(index) not in group:
             raise ArtifactError(f"found no layer {index}, allowed layers numbered from 0")
+        if not isinstance(group[str(index)], h5py.Group):
+            raise ArtifactError(f"layer{index}: found an array, allowed a group")
         yield index, _Layer(f"layer{index}", group[str(index)])
 
 

@@ -63,23 +63,40 @@ def export_netx(network: QuantizedNetwork, path: Path, chip: ChipSpec) -> Export
         CheckFailed: what was read back differs; nothing is written.
         WriteError: it cannot be written.
     """
+    made, content = _trial(network, path, chip)
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
+    return made
+
+
+def check_netx(network: QuantizedNetwork, path: Path, chip: ChipSpec) -> Export:
+    """All that ``export_netx`` checks; nothing is written to ``path``.
+
+    Raises:
+        UnsupportedError: something that a netx file cannot say, with its name.
+        CheckFailed: what was read back differs.
+    """
+    return _trial(network, path, chip)[0]
+
+
+def _trial(network: QuantizedNetwork, path: Path, chip: ChipSpec) -> tuple[Export, bytes]:
+    """A file that has been read back and has given the same messages, and its content."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / path.name
         options = save_netx(network, trial)
         again = load_netx(trial, chip, options)
-        programs = [compile_program(n, chip, n_steps=CHECKED_STEPS) for n in (network, again)]
-        left, right = (_random_run(program) for program in programs)
-        pairs = dict(zip(programs[0].order, programs[1].order, strict=True))
-        for ours, theirs in pairs.items():
-            if left.spikes[ours] != right.spikes[theirs]:
-                raise CheckFailed(
-                    f"{path}: population {ours} gives other spikes when it is read back as "
-                    f"{theirs}; nothing was written"
-                )
         content = trial.read_bytes()
-    with writing(path) as temporary:
-        temporary.write_bytes(content)
-    return Export(options, pairs, sum(len(train) for train in left.spikes.values()))
+    programs = [compile_program(n, chip, n_steps=CHECKED_STEPS) for n in (network, again)]
+    left, right = (_random_run(program) for program in programs)
+    pairs = dict(zip(programs[0].order, programs[1].order, strict=True))
+    for ours, theirs in pairs.items():
+        if left.spikes[ours] != right.spikes[theirs]:
+            raise CheckFailed(
+                f"{path}: population {ours} gives other spikes when it is read back as "
+                f"{theirs}; nothing was written"
+            )
+    messages = sum(len(train) for train in left.spikes.values())
+    return Export(options, pairs, messages), content
 
 
 def _random_run(program: Program) -> Recording:

@@ -1,21 +1,25 @@
-"""Agreement of two recordings: how many spikes differ, and where the first one is."""
+"""Agreement of two recordings: how much of them differs, and where the first difference is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from nmtool.backends.base import Recording
+from nmtool.backends.base import QUANTITIES, Quantity, Recording
 from nmtool.errors import ConfigError
-from nmtool.fixedpoint import IntArray
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The first place where two recordings part; states are None where they were not probed."""
+    """The first place where two recordings part.
+
+    ``a`` and ``b`` hold the spike (``message`` of neurons that send graded messages), current and
+    voltage there, None where they were not probed. ``threshold`` is in the units of the voltage.
+    """
 
     population: str
     quantity: str
@@ -31,19 +35,25 @@ class Difference:
 class PopulationAgreement:
     """Counts of one population: spikes on both sides, spikes that only one side has, and states.
 
-    ``states`` counts differing values of u and v; None where they were not probed on both sides.
+    Spikes of ``graded`` neurons are messages, which also differ by their value. ``states`` counts
+    differing values of u and v. None: not probed on both sides.
     """
 
     population: str
-    spikes_a: int
-    spikes_b: int
-    differing: int
+    spikes_a: int | None
+    spikes_b: int | None
+    differing: int | None
     states: int | None
+    graded: bool = False
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The comparison of two recordings, populations in data-flow order."""
+    """The comparison of two recordings, populations in data-flow order.
+
+    ``missing`` names what only one side has: populations, or ``quantity:population`` of those that
+    are compared in something else.
+    """
 
     populations: tuple[PopulationAgreement, ...]
     first: Difference | None
@@ -51,8 +61,8 @@ class Agreement:
 
     @property
     def differing_spikes(self) -> int:
-        """Spikes that only one side has, over all populations."""
-        return sum(p.differing for p in self.populations)
+        """Spikes that only one side has and messages that differ, over all populations."""
+        return sum(p.differing or 0 for p in self.populations)
 
     @property
     def equal(self) -> bool:
@@ -74,61 +84,107 @@ def compare(
     a: Recording,
     b: Recording,
     order: Sequence[str] | None = None,
-    thresholds: dict[str, int] | None = None,
+    thresholds: Mapping[str, int | None] | None = None,
 ) -> Agreement:
-    """Compare the spikes, and u and v where both have them, of two recordings.
+    """Compare whatever of spikes, u and v both recordings have of a population.
 
     The first difference is the one in the earliest population of ``order`` (data flow), and there
-    in the lowest sample, then step, then neuron; a spike before a state. ``thresholds`` are
-    mantissas by population.
+    in the lowest sample, then step, then neuron; a spike before a state. ``thresholds`` by
+    population are in the units of v.
 
     Raises:
         ConfigError: nothing in common, or recordings of different shapes.
     """
-    names = [n for n in (order or a.spikes) if n in a.spikes and n in b.spikes]
+    recorded = {name: _recorded(a, b, name) for name in _names(a, b)}
+    names = [n for n in (order or recorded) if n in recorded and recorded[n].both]
     if not names:
         raise ConfigError(
-            f"compare: found spikes of {[*a.spikes]} and of {[*b.spikes]}, "
-            "allowed recordings with a population in common"
+            f"compare: found recordings of {_shown(a)} and of {_shown(b)}, "
+            "allowed recordings with a population in common, of which both have spikes, current "
+            "or voltage"
         )
-    missing = tuple(sorted({*a.spikes, *b.spikes} - {*names}))
     results: list[PopulationAgreement] = []
     first: Difference | None = None
     for name in names:
-        result, place = _population(a, b, name)
+        result, place = _population(a, b, name, recorded[name].both)
         results.append(result)
         if place is not None and first is None:
             first = _difference(a, b, name, place, (thresholds or {}).get(name))
+    alone = [f"{quantity}:{name}" for name in names for quantity in recorded[name].one]
+    missing = (*sorted({*recorded} - {*names}), *alone)
     return Agreement(tuple(results), first, missing)
 
 
-_Place = tuple[str, tuple[int, int, int]]
+_Place: TypeAlias = tuple[Quantity, tuple[int, int, int]]
 
 
-def _population(a: Recording, b: Recording, name: str) -> tuple[PopulationAgreement, _Place | None]:
-    left, right = a.spikes[name].batch(), b.spikes[name].batch()
-    if left.shape != right.shape:
-        raise ConfigError(
-            f"compare: population {name}: found (samples, neurons, steps) {left.shape} and "
-            f"{right.shape}, allowed the same on both sides"
-        )
-    apart = left != right
-    place = _first(apart, "spikes")
-    states: int | None = None
-    for quantity in ("current", "voltage"):
-        mine, yours = getattr(a, quantity).get(name), getattr(b, quantity).get(name)
-        if mine is None or yours is None:
-            continue
-        unequal = mine.reshape(left.shape) != yours.reshape(left.shape)
-        states = (states or 0) + int(unequal.sum())
-        place = _earlier(place, _first(unequal, quantity))
+@dataclass(frozen=True)
+class _Recorded:
+    """The quantities of a population that both recordings have, and those that only one has."""
+
+    both: tuple[Quantity, ...]
+    one: tuple[Quantity, ...]
+
+
+def _names(*recordings: Recording) -> dict[str, None]:
+    return dict.fromkeys(n for q in QUANTITIES for r in recordings for n in getattr(r, q))
+
+
+def _recorded(a: Recording, b: Recording, name: str) -> _Recorded:
+    sides = {q: (name in getattr(a, q), name in getattr(b, q)) for q in QUANTITIES}
+    return _Recorded(
+        tuple(q for q, side in sides.items() if all(side)),
+        tuple(q for q, side in sides.items() if any(side) and not all(side)),
+    )
+
+
+def _shown(recording: Recording) -> str:
+    found = [f"{q}:{name}" for q in QUANTITIES for name in getattr(recording, q)]
+    return ", ".join(found) or "nothing"
+
+
+def _batch(recording: Recording, quantity: Quantity, name: str) -> npt.NDArray[Any]:
+    """A quantity with its sample axis, shape (samples, neurons, steps)."""
+    if quantity == "spikes":
+        return recording.spikes[name].batch()
+    values = np.asarray(getattr(recording, quantity)[name])
+    return values.reshape(-1, *values.shape[-2:])
+
+
+def _graded(name: str, *recordings: Recording) -> bool:
+    trains = (r.spikes[name] for r in recordings if name in r.spikes)
+    return any(train.payload is not None for train in trains)
+
+
+def _population(
+    a: Recording, b: Recording, name: str, quantities: Sequence[Quantity]
+) -> tuple[PopulationAgreement, _Place | None]:
+    differing: dict[Quantity, int] = {}
+    place: _Place | None = None
+    for quantity in quantities:
+        left, right = _batch(a, quantity, name), _batch(b, quantity, name)
+        if left.shape != right.shape:
+            raise ConfigError(
+                f"compare: population {name}: found (samples, neurons, steps) {left.shape} and "
+                f"{right.shape}, allowed the same on both sides"
+            )
+        apart = left != right
+        differing[quantity] = int(apart.sum())
+        place = _earlier(place, _first(apart, quantity))
+    sent_a, sent_b = (len(r.spikes[name]) if "spikes" in differing else None for r in (a, b))
+    states = [count for quantity, count in differing.items() if quantity != "spikes"]
     count = PopulationAgreement(
-        name, int(np.count_nonzero(left)), int(np.count_nonzero(right)), int(apart.sum()), states
+        name,
+        sent_a,
+        sent_b,
+        differing.get("spikes"),
+        sum(states) if states else None,
+        _graded(name, a, b),
     )
     return count, place
 
 
-def _first(apart: Any, quantity: str) -> _Place | None:
+def _first(apart: Any, quantity: Quantity) -> _Place | None:
     if not apart.any():
         return None
     sample, step, neuron = (int(i) for i in np.argwhere(apart.transpose(0, 2, 1))[0])
@@ -145,20 +201,20 @@ def _difference(
     a: Recording, b: Recording, name: str, place: _Place, threshold: int | None
 ) -> Difference:
     quantity, (sample, step, neuron) = place
+    graded = _graded(name, a, b)
 
     def side(recording: Recording) -> dict[str, int | None]:
-        spikes = recording.spikes[name].batch()
-        shape = spikes.shape
+        values = {
+            q: int(_batch(recording, q, name)[sample, neuron, step])
+            if name in getattr(recording, q)
+            else None
+            for q in QUANTITIES
+        }
         return {
-            "spike": int(spikes[sample, neuron, step]),
-            "current": _state(recording.current.get(name), shape, (sample, neuron, step)),
-            "voltage": _state(recording.voltage.get(name), shape, (sample, neuron, step)),
+            "message" if graded else "spike": values["spikes"],
+            "current": values["current"],
+            "voltage": values["voltage"],
         }
 
-    return Difference(name, quantity, sample, step, neuron, side(a), side(b), threshold)
-
-
-def _state(
-    values: IntArray | None, shape: tuple[int, ...], place: tuple[int, int, int]
-) -> int | None:
-    return None if values is None else int(values.reshape(shape)[place])
+    word = "messages" if graded and quantity == "spikes" else quantity
+    return Difference(name, word, sample, step, neuron, side(a), side(b), threshold)

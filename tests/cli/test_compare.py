@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import nmtool as api
 from nmtool import formats
 from nmtool.backends import Recording
 from nmtool.compiler import Program
@@ -67,6 +68,66 @@ def test_one_state_is_found_and_named(nmtool, recorded, quantity):
     assert done.code == 1
     assert f"{quantity} of population hidden, sample 1, step 7, neuron 4, threshold" in done.out
     assert "differing spikes: 0" in done.out
+
+
+def test_thresholds_are_in_the_units_of_the_voltage(nmtool, recorded):
+    formats.save("b.h5", with_spike_flipped(recorded, "hidden", (0, 3, 5)))
+    program = formats.load_as("run/program.h5", Program)
+    wanted = program.network.populations["hidden"].threshold * 64
+    for given in ((), ("--program", "run/program.h5")):
+        done = nmtool("compare", "a.h5", "b.h5", *given, "--json")
+        assert done.json["first"]["threshold"] == wanted
+        assert f"neuron 3, threshold {wanted}\n" in nmtool("compare", "a.h5", "b.h5", *given).out
+
+
+@pytest.fixture
+def messages(nmtool, folder):
+    """A recording of sigma-delta neurons and a sigma decoder, in a.h5."""
+    populations = {
+        "delta": api.Population((4,), api.Delta(0.5, 2, 3)),
+        "sigma": api.Population((4,), api.Sigma()),
+    }
+    synapses = {"w": api.Projection.dense("delta", "sigma", np.eye(4))}
+    inputs = {"x": api.Input((4,), "graded", "delta")}
+    network = api.Network("m", inputs, populations, synapses, ("sigma",))
+    formats.save("m.h5", api.compile(network, steps=6))
+    np.save("x.npy", np.random.default_rng(0).integers(-90, 90, (4, 6)))
+    deploy = ("deploy", "m.h5", "--hw", "reference", "--input", "x.npy")
+    done = nmtool(*deploy, "-o", "a.h5", "--probe", "spikes,voltage:delta")
+    assert done.code == 0, done.err
+    return formats.load_as("a.h5", Recording)
+
+
+@pytest.mark.parametrize(("population", "threshold"), [("delta", 32 << 5), ("sigma", None)])
+def test_a_message_is_not_called_a_spike(nmtool, messages, population, threshold):
+    values = messages.spikes[population].to_raster()
+    values[2, 4] += 7
+    train = SpikeTrain.from_raster(values, graded=True)
+    formats.save("b.h5", replace(messages, spikes={**messages.spikes, population: train}))
+    done = nmtool("compare", "a.h5", "b.h5")
+    assert done.code == 1
+    said = "" if threshold is None else f", threshold {threshold}"
+    place = f"messages of population {population}, sample 0, step 4, neuron 2{said}\n"
+    assert f"first difference: {place}" in done.out
+    assert f"  B: message {values[2, 4]}, current not recorded" in done.out
+    assert "differing messages: 1\n" in done.out
+    assert "spike" not in done.out
+
+
+def test_populations_with_states_alone_are_compared(nmtool, rasters):
+    for name in ("a.h5", "b.h5"):
+        assert nmtool(*DEPLOY, "-o", name, "--probe", "voltage:hidden").code == 0
+    done = nmtool("compare", "a.h5", "b.h5", "--json")
+    assert done.code == 0
+    counts = {p["population"]: (p["differing"], p["states"]) for p in done.json["populations"]}
+    assert counts == {"hidden": (None, 0), "output": (0, None)}
+    changed = formats.load_as("b.h5", Recording)
+    changed.voltage["hidden"][1, 4, 7] += 64
+    formats.save("b.h5", changed)
+    done = nmtool("compare", "a.h5", "b.h5")
+    assert done.code == 1
+    assert "voltage of population hidden, sample 1, step 7, neuron 4, threshold" in done.out
+    assert "A: spike not recorded" in done.out
 
 
 def test_the_earliest_population_comes_first(nmtool, recorded):

@@ -1,8 +1,11 @@
 """What ``deploy`` can be given: rasters, raw samples, labels, data sets; and what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+import nmtool as api
 from nmtool import formats
 from nmtool.backends import Recording
 from nmtool.compiler import Program
@@ -274,3 +277,199 @@ def test_steps_may_differ_from_those_of_the_encoding(nmtool, folder):
     spikes = np.random.default_rng(1).random((2, 64, 31)) < 0.3
     np.save(folder / "long.npy", spikes)
     assert nmtool(*DEPLOY, "--input", "long.npy", "--json").json["steps"] == 31
+
+
+# several inputs
+
+
+NEURON = api.CubaLif(1.0, 0.25, 0.03)
+
+
+@pytest.fixture
+def two_inputs(folder):
+    """two.h5, a program with the inputs ``left`` and ``right``, and left.npy, right.npy."""
+    rng = np.random.default_rng(3)
+    network = api.Network(
+        "two",
+        {"left": api.Input((3,)), "right": api.Input((2, 2))},
+        {"a": api.Population((5,), NEURON)},
+        {
+            "l": api.Projection.dense("left", "a", rng.normal(0.5, 1, (5, 3))),
+            "r": api.Projection.dense("right", "a", rng.normal(0.5, 1, (5, 4))),
+        },
+        ("a",),
+    )
+    formats.save("net.h5", network)
+    formats.save("two.h5", api.compile(network, steps=12))
+    given = {"left": rng.random((2, 3, 9)) < 0.5, "right": rng.random((2, 2, 2, 9)) < 0.5}
+    for name, values in given.items():
+        np.save(f"{name}.npy", values)
+    return given
+
+
+TWO = ("deploy", "two.h5", "--hw", "reference")
+BOTH = ("--input", "right=right.npy", "--input", "left=left.npy")
+
+
+def test_every_input_has_its_file(nmtool, two_inputs):
+    done = nmtool(*TWO, *BOTH, "-o", "rec.h5", "--json")
+    assert done.code == 0, done.err
+    assert (done.json["samples"], done.json["steps"]) == (2, 9)
+    trains = {
+        name: api.SpikeTrain.from_raster(values.reshape(2, -1, 9))
+        for name, values in two_inputs.items()
+    }
+    with api.open("two.h5", "reference") as session:
+        wanted = session.run(trains).spikes["a"]
+    assert recording().spikes["a"] == wanted
+    assert len(wanted) > 0
+    compared = ("compare", "rec.h5", "reference", "--program", "two.h5", *BOTH)
+    assert nmtool(*compared).code == 0
+
+
+def test_the_trainer_has_one_input(nmtool, two_inputs):
+    given = ("--program", "two.h5", *BOTH, "--dry-run")
+    done = nmtool("compare", "trainer:net.h5", "reference", *given)
+    assert done.code == 4
+    assert "trainer: found 2 inputs (left, right), allowed 1" in done.err
+
+
+def test_a_data_set_feeds_one_input(nmtool, two_inputs, folder):
+    data = formats.load_as("run/program.h5", Program).network.data
+    program = formats.load_as("two.h5", Program)
+    formats.save(
+        "two.h5",
+        replace(program, network=replace(program.network, data=data)),
+    )
+    done = nmtool(*TWO)
+    assert done.code == 3
+    assert "found 2 inputs (left, right), a data set feeds 1" in done.err
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "says"),
+    [
+        (["left.npy"], 3, "found no name of an input, allowed NAME=FILE.npy with the names left"),
+        (["left=left.npy"], 3, "found nothing for right, allowed a file for each of left, right"),
+        (["lfet=left.npy"], 3, "found the input 'lfet', allowed left, right; did you mean left?"),
+        (["left=left.npy", "left=right.npy"], 2, "found left.npy and right.npy for the input left"),
+        (["left=left.npy", "right=no.npy"], 3, "--input no.npy: no such file"),
+        (["left=left.npy", "right=left.npy"], 3, "input right: found shape (2, 3, 9), allowed"),
+        (["left=left.npy", "right=long.npy"], 3, "9 for left, 11 for right; allowed the same numb"),
+        (["left=left.npy", "right=one.npy"], 3, "found 1 sample without a sample axis, allowed 2"),
+        ([], 3, "use --input left=FILE.npy --input right=FILE.npy"),
+    ],
+)
+def test_wrong_names_of_inputs(nmtool, two_inputs, given, code, says):
+    np.save("long.npy", np.zeros((2, 4, 11)))
+    np.save("one.npy", np.zeros((4, 9)))
+    done = nmtool(*TWO, *(part for item in given for part in ("--input", item)))
+    assert done.code == code, done.err
+    assert says in done.err
+
+
+def test_one_input_may_be_named_too(nmtool, folder, rasters):
+    for given in ("spikes.npy", "input=spikes.npy", "a=b.npy", "input=a=b.npy"):
+        (folder / "a=b.npy").write_bytes((folder / "spikes.npy").read_bytes())
+        done = nmtool(*DEPLOY, "--input", given, "--json")
+        assert done.code == 0, done.err
+        assert done.json["samples"] == 3
+    done = nmtool(*DEPLOY, "--input", "output=spikes.npy")
+    assert done.code == 3
+    assert "found the input 'output', allowed input" in done.err
+
+
+def test_a_network_without_inputs_needs_none(nmtool, folder):
+    populations = {"a": api.Population((3,), NEURON, bias=np.full(3, 0.5))}
+    formats.save("bare.h5", api.compile(api.Network("n", {}, populations, {}, ("a",)), steps=9))
+    done = nmtool("deploy", "bare.h5", "--hw", "reference", "--json")
+    assert done.code == 0, done.err
+    assert (done.json["samples"], done.json["steps"]) == (1, 9)
+    assert done.json["measured"]["spikes.a"]["value"] > 0
+    done = nmtool("deploy", "bare.h5", "--hw", "reference", "--input", "x.npy")
+    assert done.code == 3
+    assert "the network has no inputs" in done.err
+
+
+# images
+
+
+def image_program(shape, kind, steps=7):
+    populations = {"a": api.Population(shape, NEURON)}
+    inputs = {"image": api.Input(shape, kind, None if kind == "spikes" else "a")}
+    synapses = {}
+    if kind == "spikes":
+        size = int(np.prod(shape))
+        synapses = {"w": api.Projection.dense("image", "a", np.eye(size))}
+    network = api.Network("n", inputs, populations, synapses, ("a",))
+    formats.save("image.h5", api.compile(network, steps=steps))
+
+
+def deployed(nmtool, values, output="rec.h5"):
+    np.save("x.npy", values)
+    given = ("--input", "x.npy", "-o", output, "--probe", "spikes,voltage", "--force")
+    return nmtool("deploy", "image.h5", "--hw", "reference", *given)
+
+
+@pytest.mark.parametrize("kind", ["graded", "bias"])
+@pytest.mark.parametrize("samples", [(), (5,)])
+def test_an_image_is_held_for_the_steps_of_the_program(nmtool, folder, kind, samples):
+    image_program((4, 3, 2), kind)
+    values = np.random.default_rng(0).integers(-99, 900, (*samples, 4, 3, 2))
+    assert deployed(nmtool, values, "a.h5").code == 0
+    raster = np.repeat(values[..., None], 7, axis=-1)
+    assert deployed(nmtool, raster, "b.h5").code == 0
+    assert deployed(nmtool, raster.reshape(*samples, 24, 7), "c.h5").code == 0
+    found = recording("a.h5")
+    assert found.voltage["a"].shape == (*samples, 24, 7)
+    assert len(found.spikes["a"]) > 0
+    for other in ("b.h5", "c.h5"):
+        np.testing.assert_array_equal(found.voltage["a"], recording(other).voltage["a"])
+
+
+def test_an_image_is_held_as_long_as_the_rasters_beside_it(nmtool, folder):
+    inputs = {"image": api.Input((4,), "bias", "a"), "x": api.Input((2,))}
+    synapses = {"w": api.Projection.dense("x", "a", np.ones((4, 2)))}
+    network = api.Network("n", inputs, {"a": api.Population((4,), NEURON)}, synapses, ("a",))
+    formats.save("image.h5", api.compile(network, steps=7))
+    np.save("image.npy", np.arange(4) * 100)
+    np.save("x.npy", np.ones((2, 19)))
+    given = ("--input", "image=image.npy", "--input", "x=x.npy", "-o", "rec.h5", "--json")
+    done = nmtool("deploy", "image.h5", "--hw", "reference", *given)
+    assert done.code == 0, done.err
+    assert done.json["steps"] == 19
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "found"),
+    [
+        ("graded", (3, 3), (3, 3, 3)),
+        ("bias", (2, 2, 2), (2, 2, 2, 2)),
+        ("bias", (4,), (4, 4)),
+        ("bias", (4, 1), (1, 4, 1)),
+    ],
+)
+def test_what_may_be_a_raster_or_an_image_is_refused(nmtool, folder, kind, shape, found):
+    image_program(shape, kind)
+    done = deployed(nmtool, np.ones(found))
+    assert done.code == 3
+    sure = f"(samples, {', '.join(map(str, shape))}, steps)"
+    assert f"allowed without doubt {sure}" in done.err
+    assert deployed(nmtool, np.ones((2, *shape, 5))).code == 0
+
+
+def test_spikes_are_not_held(nmtool, folder):
+    image_program((4, 3, 2), "spikes")
+    assert deployed(nmtool, np.ones((4, 3, 2, 5))).code == 0
+    assert recording().n_steps == 5
+    done = deployed(nmtool, np.ones((4, 3, 2)))
+    assert done.code == 3
+    assert "allowed ([samples,] 24, steps) or ([samples,] 4, 3, 2, steps)\n" in done.err
+
+
+def test_an_image_of_another_shape(nmtool, folder):
+    image_program((16, 16, 3), "bias")
+    done = deployed(nmtool, np.ones((16, 16)))
+    assert done.code == 3
+    assert "input image: found shape (16, 16), allowed ([samples,] 768, steps)" in done.err
+    assert "or ([samples,] 16, 16, 3) to be held for 7 steps" in done.err

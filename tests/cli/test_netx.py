@@ -152,12 +152,52 @@ def test_import_of_other_files(nmtool, folder, content):
         (["image.net", "--reset-interval", "0"], 2),
         (["image.net", "--chip", "loihi9"], 3),
         (["image.net", "-s", "seed=3"], 2),
+        (["image.net", "--reset-offset", "3"], 2),
+        (["image.net", "-o", "x.net"], 2),
         ([], 2),
     ],
 )
 def test_wrong_arguments_of_import(nmtool, net, unchanged, arguments, code):
     with unchanged(net.parent):
         assert nmtool("import", *arguments).code == code
+
+
+def test_import_says_why_it_refuses(nmtool, net):
+    done = nmtool("import", "image.net", "--reset-offset", 3)
+    assert "found --reset-offset 3 without --reset-interval" in done.err
+    done = nmtool("import", "image.net", "-o", "x.net")
+    assert "`nmtool export SOURCE --format netx` writes netx files" in done.err
+    net.rename("image.h5")
+    done = nmtool("import", "image.h5", "--force")
+    assert (done.code, "which is SOURCE itself" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("run/network.h5", "of a network: `nmtool compile` takes it"),
+        ("run/program.h5", "of a program: `nmtool deploy` takes it"),
+        ("image.h5", "of a quantised network: `nmtool compile` takes it"),
+        ("rec.h5", "of a recording: `nmtool compare` takes it"),
+    ],
+)
+def test_import_of_nmtools_own_files(nmtool, net, rasters, source, says):
+    assert nmtool("import", "image.net").code == 0
+    deploy = ("deploy", "run/program.h5", "--hw", "reference", "--input", "spikes.npy")
+    assert nmtool(*deploy, "-o", "rec.h5").code == 0
+    for output in ((), ("-o", "other.h5")):
+        done = nmtool("import", source, *output)
+        assert done.code == 6
+        assert done.err.startswith(f"error: {source}: found nmtool's own file {says}")
+
+
+def test_an_import_for_one_chip_says_how_to_get_it_for_another(nmtool, folder, net):
+    assert nmtool("import", "image.net").code == 0
+    done = nmtool("compile", "image.h5", "--hw", "loihi1", "-o", "p.h5")
+    assert done.code == 6
+    assert "`nmtool import image.net --chip loihi1`" in done.err
+    assert nmtool("import", "image.net", "--chip", "loihi1", "-o", "one.h5").code == 0
+    assert nmtool("compile", "one.h5", "--hw", "loihi1", "-o", "p.h5").code == 0
 
 
 # export
@@ -209,6 +249,27 @@ def test_export_refuses_by_name(nmtool, folder, image, unchanged):
     assert done.err == ("error: population seen: found a refractory delay, a netx file has none\n")
 
 
+def test_a_dry_run_of_export_checks_everything(nmtool, folder, image, unchanged):
+    slow = replace(image.populations["seen"], refractory_delay=4)
+    formats.save(folder / "x.h5", replace(image, populations={**image.populations, "seen": slow}))
+    (folder / "damaged.h5").write_bytes((folder / "x.h5").read_bytes()[:-1])
+    with unchanged(folder):
+        for source, code in (("x.h5", 4), ("damaged.h5", 6), ("missing.h5", 6)):
+            assert nmtool("export", source, "--format", "netx", "--dry-run").code == code
+        done = nmtool("export", "run", "--format", "netx", "--dry-run", "--json")
+    assert done.json["file"] is None
+    assert done.json["messages_compared"] > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [((), "no --format"), (("--format", "nir"), "the format 'nir'")]
+)
+def test_export_says_which_formats_there_are(nmtool, folder, given, found):
+    done = nmtool("export", "run", *given)
+    assert done.code == 2
+    assert done.err == f"error: export: found {found}, allowed netx: add --format netx\n"
+
+
 def test_export_force_and_dry_run(nmtool, folder, unchanged):
     arguments = ("export", "run", "--format", "netx", "-o", "x.net")
     with unchanged(folder):
@@ -246,6 +307,21 @@ def test_compile_of_a_netx_file(nmtool, folder, net):
     program = formats.load_as(folder / "p.h5", Program)
     assert program.reset.n_steps == 20
     assert done.json["fingerprint"] == program.fingerprint
+
+
+def test_compile_of_a_netx_file_takes_32_steps_and_says_so(nmtool, net):
+    assert nmtool("compile", "image.net", "--hw", "reference", "-o", "p.h5").code == 0
+    assert formats.load_as("p.h5", Program).reset.n_steps == 32
+    help = " ".join(nmtool("compile", "--help").out.split())
+    assert "those of the encoding; 32 if there is none, as in netx files" in help
+
+
+def test_a_backend_is_no_target(nmtool, folder):
+    for verb in (("compile", "run"), ("deploy", "run/program.h5")):
+        done = nmtool(*verb, "--hw", "lava-loihi", "-o", "x.h5")
+        assert done.code == 3
+        assert "lava-loihi is a backend, which no shipped target uses" in done.err
+        assert "`backend: lava-loihi`" in done.err
 
 
 def test_compile_repeats_the_notes(nmtool, net):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,66 @@ def test_only_a_program_is_opened(tmp_path):
     nmtool.save(tmp_path / "network.h5", NETWORK)
     with pytest.raises(ArtifactError, match="found a Network, allowed a Program"):
         nmtool.open(tmp_path / "network.h5", "reference")
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: nmtool.compile(None), "compile: found None, allowed a Network or QuantizedNetw"),
+        (lambda: nmtool.compile("n.h5"), "compile: found a str, allowed .*; nmtool.load reads a"),
+        (lambda: nmtool.compile(NETWORK, None), "compile: chip: found None, allowed a name or"),
+        (lambda: nmtool.quantize(None), "quantize: found None, allowed a Network"),
+        (lambda: nmtool.quantize(nmtool.quantize(NETWORK)), "it is quantised already"),
+        (lambda: nmtool.open(None, "reference"), "open: found None, allowed a Program"),
+        (lambda: nmtool.open(NETWORK), "open: found a Network, .*; nmtool.compile makes a Program"),
+        (lambda: nmtool.open(nmtool.compile(NETWORK), None), "open: hw: found None, allowed a na"),
+        (lambda: nmtool.export(None, "x.net"), "export: found None, allowed a QuantizedNetwork or"),
+        (lambda: nmtool.export(NETWORK, "x.net"), "nmtool.quantize makes one of a Network"),
+        (lambda: nmtool.load(None), "load: found None, allowed a name or the path of a file"),
+    ],
+)
+def test_what_a_stage_does_not_take_is_said(call, says):
+    with pytest.raises(ConfigError, match=says):
+        call()
+
+
+def test_a_path_is_as_good_as_its_text(tmp_path):
+    nmtool.save(tmp_path / "program.h5", nmtool.compile(NETWORK))
+    assert isinstance(nmtool.load(tmp_path / "program.h5"), nmtool.Program)
+    target = load_hardware("reference").model_dump(mode="json", by_alias=True, exclude_none=True)
+    target["timeouts"] = {"load": "1m", "run": "1m"}
+    (tmp_path / "mine.yaml").write_text(json.dumps(target))
+    nmtool.open(tmp_path / "program.h5", tmp_path / "mine.yaml").close()
+
+
+def test_print_shows_one_short_line():
+    quantized = nmtool.quantize(NETWORK)
+    program = nmtool.compile(quantized)
+    with nmtool.open(program, "reference") as session:
+        recording = session.run(SPIKES, probe="spikes,voltage:out")
+    batch = nmtool.SpikeTrain.from_raster(np.full((3, 2, 6), 5), graded=True)
+    lines = {
+        repr(NETWORK): "Network('api', 8-bit weights, 1 input, 1 population, 1 projection, "
+        "outputs out)",
+        repr(quantized): "QuantizedNetwork('api', loihi2, 1 input, 1 population, 1 projection, "
+        "outputs out)",
+        repr(program): f"Program({program.fingerprint}, loihi2, 1 population, 1 projection, "
+        "latency 1)",
+        repr(recording): f"Recording(reference; program {program.fingerprint}; 6 steps; "
+        "spikes of out; voltage of out)",
+        repr(SPIKES): "SpikeTrain(neurons 2, steps 6, spikes 12)",
+        repr(batch): "SpikeTrain(samples 3, neurons 2, steps 6, graded spikes 36)",
+        repr(NETWORK.projections["w"]): "Projection(input -> out, Dense(weight (3, 2)), delay 0)",
+        repr(quantized.projections["w"]): "QuantizedProjection(input -> out, "
+        f"Dense(weight (3, 2)), {quantized.projections['w'].format}, delay 0)",
+        repr(nmtool.Conv(np.ones((4, 3, 3, 2)))): "Conv(weight (4, 3, 3, 2), stride (1, 1), "
+        "padding (0, 0), dilation (1, 1), groups 1)",
+    }
+    for found, wanted in lines.items():
+        assert found == wanted
+    for part in (NETWORK.populations["out"], quantized.populations["out"]):
+        assert "array" not in repr(part)
+        assert len(repr(part)) < 200
 
 
 def test_a_program_for_another_chip_or_other_weights_is_refused():

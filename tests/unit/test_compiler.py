@@ -98,6 +98,9 @@ def test_fewer_than_one_step_is_refused(steps):
 def test_a_network_for_another_chip_is_refused():
     with pytest.raises(ArtifactError, match="made for loihi2, not loihi1; quantise"):
         compile_program(QUANTIZED, load_chip("loihi1"))
+    imported = replace(QUANTIZED, name="model", metadata={"source": "netx"})
+    with pytest.raises(ArtifactError, match=r"nmtool import model\.net --chip loihi1`"):
+        compile_program(imported, load_chip("loihi1"))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +233,8 @@ def test_new_weights_make_a_new_program_and_leave_the_old_one():
     assert not changed.network.projections["in"].weight_mantissa.any()
     np.testing.assert_array_equal(PROGRAM.network.projections["in"].weight_mantissa, before)
     assert changed.with_weights({"in": before}).fingerprint == PROGRAM.fingerprint
+    with pytest.raises(ConfigError, match="with_weights: found the projection 'inn', allowed in"):
+        PROGRAM.with_weights({"inn": before})
 
 
 @given(nets.quantized_networks(longest=4))

@@ -121,9 +121,80 @@ def test_one_sample_without_a_sample_axis_compares_too():
     assert (first.quantity, first.sample, first.neuron, first.step) == ("voltage", 0, 2, 5)
 
 
+def only(original, *names):
+    """A recording of some populations."""
+    kept = {
+        quantity: {n: values for n, values in getattr(original, quantity).items() if n in names}
+        for quantity in ("spikes", "current", "voltage")
+    }
+    return replace(original, **kept)
+
+
+def renamed(original, name):
+    first = only(original, "first")
+    kept = {
+        quantity: {name: getattr(first, quantity)["first"]}
+        for quantity in ("spikes", "current", "voltage")
+    }
+    return replace(first, **kept)
+
+
+@pytest.mark.parametrize("quantity", ["current", "voltage"])
+def test_states_without_spikes_are_compared(quantity):
+    one = recording()
+    bare = {"spikes": {}, "current": {}, "voltage": {}}
+    one = replace(one, **{**bare, quantity: {"second": getattr(one, quantity)["second"]}})
+    (same,) = compare(one, one).populations
+    assert (same.population, same.spikes_a, same.spikes_b, same.differing) == (
+        "second",
+        None,
+        None,
+        None,
+    )
+    assert same.states == 0
+    other = with_states(one, quantity, "second", [(2, 1, 4)])
+    agreement = compare(one, other, NAMES)
+    assert agreement.populations[0].states == 1
+    assert agreement.differing_spikes == 0
+    first = agreement.first
+    assert (first.quantity, first.sample, first.neuron, first.step) == (quantity, 2, 1, 4)
+    assert first.a["spike"] is None
+    assert first.b[quantity] == first.a[quantity] + 1
+    assert agreement.missing == ()
+
+
+def test_a_quantity_on_one_side_only_is_listed():
+    one = recording()
+    other = replace(one, voltage={}, spikes={"second": one.spikes["second"]})
+    agreement = compare(one, other, NAMES)
+    assert agreement.equal
+    assert [p.population for p in agreement.populations] == [*NAMES]
+    assert agreement.missing == (
+        *("spikes:first", "voltage:first", "voltage:second"),
+        *("spikes:third", "voltage:third"),
+    )
+
+
+def test_a_message_is_not_called_a_spike():
+    values = np.random.default_rng(0).integers(-3, 4, SHAPE)
+    changed = values.copy()
+    changed[1, 2, 3] += 10
+    one, other = (
+        replace(recording(), spikes={"first": SpikeTrain.from_raster(v, graded=True)})
+        for v in (values, changed)
+    )
+    agreement = compare(one, other, ("first",), {"first": 5})
+    assert agreement.populations[0].graded
+    assert agreement.first.quantity == "messages"
+    assert agreement.first.a["message"] == values[1, 2, 3]
+    assert agreement.first.b["message"] == values[1, 2, 3] + 10
+    assert "spike" not in agreement.first.a
+    assert agreement.first.threshold == 5
+
+
 def test_what_is_not_compared_is_listed():
     one = recording()
-    other = replace(one, spikes={"first": one.spikes["first"]})
+    other = only(one, "first")
     assert compare(one, other).missing == ("second", "third")
     assert compare(one, one, ("second",)).missing == ("first", "third")
     assert compare(one, other).as_json()["not_compared"] == ["second", "third"]
@@ -132,7 +203,7 @@ def test_what_is_not_compared_is_listed():
 def test_recordings_that_cannot_be_compared_are_refused():
     one = recording()
     with pytest.raises(ConfigError, match="allowed recordings with a population in common"):
-        compare(one, replace(one, spikes={"other": one.spikes["first"]}))
+        compare(one, renamed(one, "other"))
     shorter = SpikeTrain.from_raster(np.zeros((3, 4, 5)))
     with pytest.raises(
         ConfigError, match=r"population first: found .* \(3, 4, 6\) and \(3, 4, 5\)"

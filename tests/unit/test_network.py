@@ -12,6 +12,7 @@ from nmtool.network import (
     PeriodicReset,
     Population,
     Projection,
+    SigmaDelta,
     data_flow,
     from_config,
 )
@@ -209,3 +210,9 @@ def test_axonal_delays_of_another_shape_are_refused():
 def test_a_reset_needs_an_interval(interval):
     with pytest.raises(ConfigError, match=f"reset: found an interval of {interval}, allowed 1"):
         PeriodicReset(interval)
+
+
+def test_an_unknown_activation_is_refused_with_the_name_of_its_population():
+    populations = {"layer": Population((4,), SigmaDelta(1.0, "tanh"))}
+    with pytest.raises(ConfigError, match="population layer: found the activation 'tanh', allowed"):
+        Network("n", {}, populations, {}, ("layer",))

@@ -284,8 +284,10 @@ def test_a_mantissa_off_the_grid_is_refused(mantissa):
 def test_new_mantissas_must_have_the_shape_and_the_format():
     projection = quantize(one_layer([[1.0, -1.0]]), CHIP).projections["synapses"]
     assert projection.with_mantissa(np.array([[2, -2]])).weight_mantissa.tolist() == [[2, -2]]
-    with pytest.raises(FitError, match=r"found mantissas of shape \(2, 1\), allowed \(1, 2\)"):
+    with pytest.raises(ConfigError, match=r"found mantissas of shape \(2, 1\), allowed \(1, 2\)"):
         projection.with_mantissa(np.array([[2], [-2]]))
+    with pytest.raises(FitError, match="projection synapses: found the weight mantissa 3 at"):
+        projection.with_mantissa(np.array([[2, 3]]), "synapses")
 
 
 def test_delays_of_another_shape_are_refused():

@@ -13,7 +13,7 @@ from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import SynapseFormat
 from nmtool.compiler import compile_program
 from nmtool.errors import BoardTimeout, ConfigError, FitError
-from nmtool.network import Input, PeriodicReset
+from nmtool.network import CubaLif, Input, Network, PeriodicReset, Population
 from nmtool.operations import Dense, Scale, SumPool
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, QuantizedProjection
 from nmtool.spikes import SpikeTrain
@@ -186,10 +186,11 @@ def test_written_weights_act_as_if_compiled(program, seed):
 def test_weights_outside_the_frozen_format_are_refused_and_change_nothing():
     program = compile_program(chain(), nets.CHIP)
     session = ReferenceBackend().open(program)
-    with pytest.raises(FitError, match="found the weight mantissa 3 at"):
+    with pytest.raises(FitError, match="projection ab: found the weight mantissa 3 at"):
         session.write_weights("ab", np.array([[3]]))
-    with pytest.raises(FitError, match=r"found mantissas of shape \(1, 2\)"):
-        session.write_weights("ab", np.array([[2, 2]]))
+    for wrong, found in (([[2, 2]], r"shape \(1, 2\), allowed \(1, 1\)"), (None, "type object")):
+        with pytest.raises(ConfigError, match=f"projection ab: found mantissas of {found}"):
+            session.write_weights("ab", np.array(wrong))
     with pytest.raises(ConfigError, match="write_weights: found 'ba', allowed in, ab"):
         session.write_weights("ba", np.array([[2]]))
     assert session.program.fingerprint == program.fingerprint
@@ -276,13 +277,30 @@ TWO_INPUTS = compile_program(
             TWO_INPUTS,
             {"x": SpikeTrain.from_raster(np.ones((3, 2, 5))), "y": FIVE},
             None,
-            "input y: found 1 samples, allowed 3",
+            "input y: found 1 sample, allowed 3 samples as in the other inputs",
+        ),
+        (
+            TWO_INPUTS,
+            {
+                "x": SpikeTrain.from_raster(np.ones((1, 2, 5))),
+                "y": SpikeTrain.from_raster(np.ones((1, 5))),
+            },
+            None,
+            "input y: found 1 sample without a sample axis, allowed 1 sample as in the other",
         ),
     ],
 )
 def test_input_that_does_not_fit_the_program_is_refused(program, spikes, n_steps, message):
     with pytest.raises(ConfigError, match=message):
         input_batch(program, spikes, n_steps)
+
+
+def test_the_shape_of_an_input_is_said():
+    neurons = Population((24,), CubaLif(1.0, 0.25, 0.03))
+    image = {"image": Input((4, 3, 2), "bias", "a")}
+    program = compile_program(Network("n", image, {"a": neurons}, {}, ("a",)), nets.CHIP)
+    with pytest.raises(ConfigError, match=r"allowed 24 \(4x3x2, flattened in C order\)"):
+        input_batch(program, SpikeTrain.from_raster(np.ones((6, 5)), graded=True))
 
 
 def test_a_stream_keeps_its_number_of_samples():
