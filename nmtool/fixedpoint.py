@@ -44,12 +44,13 @@ def round_nearest(x: npt.ArrayLike) -> IntArray:
     return np.clip(rounded, -(2.0**62), 2.0**62).astype(np.int64)
 
 
-def decay(x: npt.ArrayLike, factor: int) -> IntArray:
+def decay(x: npt.ArrayLike, factor: int | IntArray) -> IntArray:
     r"""Decay towards zero: ``sign(x) * ((|x| * (4096 - factor)) >> 12)``.
 
-    ``factor`` is the decay that is applied, 0 to 4096 (0 keeps everything, 4096 clears).
+    ``factor`` is the decay that is applied, 0 to 4096 (0 keeps everything, 4096 clears): one, or
+    one for each element.
     """
-    if not 0 <= factor <= DECAY_ONE:
+    if not np.all((factor >= 0) & (factor <= DECAY_ONE)):
         raise ValueError(f"decay: found factor {factor}, allowed 0 to {DECAY_ONE}")
     product = np.asarray(x, dtype=np.int64) * (DECAY_ONE - factor)
     # Adding 4095 to a negative product makes the shift round towards zero.
@@ -103,7 +104,7 @@ def voltage_step(v: IntArray, u: IntArray, bias: IntArray, decay_v: int) -> IntA
     return saturate(decay(v, decay_v) + u + bias)
 
 
-def fires(v: IntArray, threshold: int) -> BoolArray:
+def fires(v: IntArray, threshold: int | IntArray) -> BoolArray:
     """A neuron spikes when its voltage is strictly above ``threshold << 6``."""
     return np.asarray(v > (threshold << ALIGN_BITS))
 

@@ -15,6 +15,7 @@ VERBS = {
     "compare": "compare",
     "import": "import_",
     "export": "export",
+    "bisect": "bisect",
     "golden": "golden",
     "config": "config",
 }

@@ -126,6 +126,15 @@ def save_golden(path: str | Path, golden: Golden) -> None:
     write_container(Path(path), Container(SCHEMA, header, arrays))
 
 
+def is_golden(path: str | Path) -> bool:
+    """Whether a file is a golden run.
+
+    Raises:
+        ArtifactError: missing, or not one of nmtool's files.
+    """
+    return read_container(Path(path)).schema == SCHEMA
+
+
 def load_golden(path: str | Path) -> Golden:
     """Read a golden run.
 

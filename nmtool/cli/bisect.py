@@ -1,0 +1,160 @@
+"""nmtool bisect: the first difference of two runs, its cause, and a small input that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nmtool import formats
+from nmtool.backends import Recording
+from nmtool.cli.common import FILE, Options, emit, note, progress, table, verb, warn
+from nmtool.cli.operands import Operands, check_same_program
+from nmtool.cli.runs import input_options
+from nmtool.compiler import Program
+from nmtool.errors import CheckFailed, UsageError
+from nmtool.formats.container import refuse_overwrite
+from nmtool.measure import compare
+from nmtool.provenance import provenance
+from nmtool.regression.bisect import Bisection, Inputs, bisect, cut_recording, smallest_input
+from nmtool.regression.golden import Golden, save_golden
+
+
+@click.command("bisect")
+@click.argument("a")
+@click.argument("b")
+@click.option("--program", type=FILE, help="Program that both sides ran or run.")
+@input_options
+@click.option(
+    "--before",
+    type=FILE,
+    metavar="PROGRAM.h5",
+    help="The program whose weights were on the target before the last write.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    help="Replay file: a golden run of the smallest input that shows it.",
+)
+@verb
+def command(
+    a: str,
+    b: str,
+    program: str | None,
+    data: str | None,
+    input_files: tuple[str, ...],
+    encode: bool,
+    before: str | None,
+    output: str | None,
+    options: Options,
+) -> None:
+    """Find where B first departs from A, and why; exit 1 where they differ, 0 where not.
+
+    A and B are each a recording or golden run (FILE.h5), a target (name or FILE.yaml), or the
+    trainer's forward pass (trainer:RUN). Program and input come from --program and --data or
+    --input, or from a golden run.
+    """
+    loaded: Program | None = formats.load_as(program, Program) if program else None
+    earlier: Program | None = formats.load_as(before, Program) if before else None
+    operands = Operands(loaded, data, input_files, encode, options)
+    operands.adopt((a, b))
+    if operands.program is None:
+        raise UsageError("bisect: found no program; add --program, or a golden run as A or B")
+    chosen = operands.program
+    if output:
+        refuse_overwrite(Path(output), options.force or options.dry_run)
+    if options.dry_run:
+        operands.check(a)
+        operands.check(b)
+        emit(options, "bisect", {"dry_run": True}, f"{a} and {b} would be compared")
+        return
+    inputs = operands.inputs(chosen)
+    left, right = operands.recording(a), operands.recording(b)
+    check_same_program(a, left, b, right)
+    found = bisect(chosen, inputs, left, right, earlier)
+    if found is None:
+        emit(options, "bisect", {"equal": True, "a": a, "b": b}, f"A: {a}\nB: {b}\nequal")
+        return
+    document = {"a": a, "b": b, **found.as_json()}
+    lines = [_text(a, b, found)]
+    if output:
+        sides = (operands.runner(a), operands.runner(b))
+        replay = _replay(chosen, inputs, found, left, sides, options)
+        save_golden(output, replay)
+        spikes = sum(len(train) for train in replay.inputs.values())
+        lines.append(
+            f"wrote {output}: {spikes} input spikes in {replay.n_samples} samples of "
+            f"{replay.expected.n_steps} steps, expected is A"
+        )
+        document["replay"] = {"file": output, "input_spikes": spikes}
+    emit(options, "bisect", document, "\n".join(lines))
+    raise CheckFailed(f"{a} and {b} differ: {_headline(found)}")
+
+
+Runner = Callable[[Mapping[str, Any]], Recording]
+
+
+def _replay(
+    program: Program,
+    inputs: Inputs,
+    found: Bisection,
+    left: Recording,
+    sides: tuple[Runner | None, Runner | None],
+    options: Options,
+) -> Golden:
+    """The smallest input that still shows the difference, with what A makes of it."""
+    run_a, run_b = sides
+    shows: Callable[[Inputs], bool] | None = None
+    if run_a and run_b:
+        one, other = run_a, run_b
+
+        def shows(trial: Inputs) -> bool:
+            return not compare(one(trial), other(trial), program.order).equal
+
+    with progress(options, "look for the smallest input"):
+        smallest, tried = smallest_input(inputs, found, shows)
+    if shows is None:
+        note(options, "the input was cut, not made smaller: that needs targets as A and B")
+    elif not tried:
+        warn("the difference does not show again on the cut input; the replay file may not show it")
+    expected = run_a(smallest) if run_a else cut_recording(left, found)
+    facts = provenance(bisect={"population": found.population, "step": found.step})
+    return Golden(program, smallest, expected, None, ("exact",), _headline(found), facts)
+
+
+def _headline(found: Bisection) -> str:
+    place = f"{found.population}, sample {found.sample}, step {found.step}, neuron {found.neuron}"
+    return f"{place}: {found.causes[0].kind}" if found.causes else place
+
+
+def _text(a: str, b: str, found: Bisection) -> str:
+    lines = [
+        f"A: {a}",
+        f"B: {b}",
+        f"first difference: population {found.population}, sample {found.sample}, step "
+        f"{found.step}, neuron {found.neuron}"
+        + ("" if found.threshold is None else f", threshold {found.threshold}"),
+    ]
+    if found.side:
+        lines.append(f"{found.side} departs from the program's equations there")
+    moments = [(m.side, m.step, m.spike, _shown(m.u), _shown(m.v)) for m in found.moments]
+    lines += ["", table(("side", "step", "spike", "u", "v"), moments)]
+    if found.arrivals:
+        rows = [(x.projection, x.source, x.neuron, x.sent_at, x.weight) for x in found.arrivals]
+        header = ("projection", "source", "neuron", "sent at step", "weight")
+        lines += ["", "what reached it in that step:", table(header, rows)]
+    lines.append("")
+    for cause in found.causes:
+        lines.append(f"likely cause: {cause.kind}: {cause.words}")
+    lines += [f"note: {text}" for text in found.notes]
+    if found.departing:
+        counts = ", ".join(f"{count} of {name}" for name, count in found.departing.items())
+        lines.append(f"neurons that depart in all: {counts}")
+    return "\n".join(lines)
+
+
+def _shown(value: int | None) -> str:
+    return "not measured" if value is None else str(value)

@@ -1,0 +1,155 @@
+"""The sides of a comparison: recordings, golden runs, targets, and the trainer's forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nmtool import formats
+from nmtool.backends import Recording, check_runnable, resolve_probe
+from nmtool.chip import HardwareConfig, load_hardware
+from nmtool.cli.common import Options, progress, warn
+from nmtool.cli.deploy import run
+from nmtool.cli.runs import Given, Run, gather_input
+from nmtool.compiler import Program
+from nmtool.errors import ArtifactError, UnsupportedError, UsageError
+from nmtool.network import Network
+from nmtool.regression.check import run_on
+from nmtool.regression.golden import Golden, is_golden, load_golden
+from nmtool.spikes import SpikeTrain
+
+PROBE = "spikes,current,voltage"
+TRAINER = "trainer:"
+
+
+class Operands:
+    """Makes a recording of whatever an operand names; the input is gathered once."""
+
+    def __init__(
+        self,
+        program: Program | None,
+        data: str | None,
+        input_files: tuple[str, ...],
+        encode: bool,
+        options: Options,
+    ) -> None:
+        self._program = program
+        self._input = (data, input_files, None, encode)
+        self._options = options
+        self._golden: Golden | None = None
+
+    def adopt(self, operands: tuple[str, ...]) -> None:
+        """Take the program and the input from a golden run among the operands, if not given."""
+        for operand in operands:
+            if is_file(operand) and is_golden(operand):
+                self._golden = self._golden or load_golden(operand)
+        if self._golden and self._program is None:
+            self._program = self._golden.program
+
+    @property
+    def program(self) -> Program | None:
+        """The program that the targets run."""
+        return self._program
+
+    def inputs(self, program: Program) -> Mapping[str, SpikeTrain]:
+        """What goes into the program."""
+        return self._given(program).spikes
+
+    def runner(self, operand: str) -> Callable[[Mapping[str, SpikeTrain]], Recording] | None:
+        """What runs a target on other inputs; None for operands that nothing can be run on."""
+        if operand.startswith(TRAINER) or is_file(operand):
+            return None
+        program, hardware = self._target(operand)
+        return lambda inputs: run_on(program, hardware, inputs, resolve_probe(program, PROBE))
+
+    def recording(self, operand: str) -> Recording:
+        """What an operand gave or gives."""
+        if operand.startswith(TRAINER):
+            return self._trainer(self._network(operand))
+        if is_file(operand):
+            return _recorded(operand)
+        program, hardware = self._target(operand)
+        return run(program, hardware, self._given(program), PROBE, self._options)
+
+    def check(self, operand: str) -> None:
+        """Everything about an operand that can be checked without running it."""
+        if operand.startswith(TRAINER):
+            self._only(self._network(operand))
+        elif is_file(operand):
+            _recorded(operand)
+        else:
+            program, hardware = self._target(operand)
+            check_runnable(program, hardware)
+            self._given(program)
+
+    def _target(self, operand: str) -> tuple[Program, HardwareConfig]:
+        hardware = load_hardware(operand, self._options.hardware_overrides())
+        if self._program is None:
+            raise UsageError(f"{operand}: a target needs --program, which it runs")
+        return self._program, hardware
+
+    def _network(self, operand: str) -> Network:
+        path = Path(operand.removeprefix(TRAINER))
+        network: Network = formats.load_as(Run(path).network if path.is_dir() else path, Network)
+        return network
+
+    def _given(self, owner: Program | Network) -> Given:
+        if self._golden and not any(self._input):
+            golden = self._golden
+            return Given(golden.inputs, golden.labels, "the golden run")
+        return gather_input(owner, *self._input)
+
+    def _trainer(self, network: Network) -> Recording:
+        from nmtool.chip import load_chip
+
+        chip = load_chip(self._program.chip if self._program else "loihi2")
+        bits = (
+            {p.weight_bits for p in self._program.network.projections.values()}
+            if (self._program)
+            else set()
+        )
+        if bits - {network.weight_bits}:
+            warn(
+                f"the trainer's weights have {network.weight_bits} bits, those of the program "
+                f"{', '.join(map(str, sorted(bits)))}: other integers, so other spikes"
+            )
+        with progress(self._options, "run the trainer's forward") as update:
+            from nmtool.training.slayer import record
+
+            return record(network, chip, self._only(network), update)
+
+    def _only(self, network: Network) -> SpikeTrain:
+        """What goes into a network with one input, all that the trainer runs."""
+        spikes = self._given(network).spikes
+        if len(spikes) != 1:
+            raise UnsupportedError(
+                f"trainer: found {len(spikes)} inputs ({', '.join(spikes)}), allowed 1"
+            )
+        return next(iter(spikes.values()))
+
+
+def _recorded(path: str) -> Recording:
+    """The run that a recording or a golden run holds."""
+    if is_golden(path):
+        return load_golden(path).expected
+    loaded: Recording = formats.load_as(path, Recording)
+    return loaded
+
+
+def is_file(operand: str) -> bool:
+    """Whether an operand is a file of nmtool's."""
+    return operand.endswith((".h5", ".hdf5"))
+
+
+def check_same_program(a: str, left: Recording, b: str, right: Recording) -> None:
+    """Refuse recordings of different programs.
+
+    Raises:
+        ArtifactError: their fingerprints differ.
+    """
+    known = {left.fingerprint, right.fingerprint} - {""}
+    if len(known) > 1:
+        raise ArtifactError(
+            f"{a} ran the program {left.fingerprint}, {b} ran {right.fingerprint}: "
+            "recordings of different programs are not compared"
+        )
