@@ -13,10 +13,10 @@ VERBS = {
     "deploy": "deploy",
     "finetune": "finetune",
     "compare": "compare",
-    "import": "import_",
-    "export": "export",
     "bisect": "bisect",
     "golden": "golden",
+    "import": "import_",
+    "export": "export",
     "config": "config",
 }
 

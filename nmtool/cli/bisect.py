@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from nmtool import formats
-from nmtool.backends import Recording
+from nmtool.backends import Recording, resolve_probe
+from nmtool.chip import load_hardware
 from nmtool.cli.common import FILE, Options, emit, note, progress, table, verb, warn
-from nmtool.cli.operands import Operands, check_same_program
+from nmtool.cli.operands import PROBE, Operands, check_same_program
 from nmtool.cli.runs import input_options
 from nmtool.compiler import Program
 from nmtool.errors import CheckFailed, UsageError
@@ -19,6 +20,7 @@ from nmtool.formats.container import refuse_overwrite
 from nmtool.measure import compare
 from nmtool.provenance import provenance
 from nmtool.regression.bisect import Bisection, Inputs, bisect, cut_recording, smallest_input
+from nmtool.regression.check import run_on
 from nmtool.regression.golden import Golden, save_golden
 
 
@@ -107,6 +109,8 @@ def _replay(
 ) -> Golden:
     """The smallest input that still shows the difference, with what A makes of it."""
     run_a, run_b = sides
+    if run_a is None and found.side == "B":
+        run_a = _emulated(program)  # A keeps to the program's equations, and so does the emulator
     shows: Callable[[Inputs], bool] | None = None
     if run_a and run_b:
         one, other = run_a, run_b
@@ -117,12 +121,17 @@ def _replay(
     with progress(options, "look for the smallest input"):
         smallest, tried = smallest_input(inputs, found, shows)
     if shows is None:
-        note(options, "the input was cut, not made smaller: that needs targets as A and B")
+        note(options, "the input was cut, not made smaller: that needs a target as B")
     elif not tried:
         warn("the difference does not show again on the cut input; the replay file may not show it")
     expected = run_a(smallest) if run_a else cut_recording(left, found)
     facts = provenance(bisect={"population": found.population, "step": found.step})
     return Golden(program, smallest, expected, None, ("exact",), _headline(found), facts)
+
+
+def _emulated(program: Program) -> Runner:
+    hardware = load_hardware("emulator").model_copy(update={"chip": program.chip})
+    return lambda inputs: run_on(program, hardware, inputs, resolve_probe(program, PROBE))
 
 
 def _headline(found: Bisection) -> str:

@@ -220,7 +220,13 @@ def report(
         document["healed"] = [o.case for o in outcomes if o.status == "passed"]
     emit(options, "golden check", document, _text(outcomes, healing))
     if code:
-        raise SuiteFailed(f"{sum(o.code != 0 for o in outcomes)} of {len(outcomes)}", code)
+        bad = [outcome for outcome in outcomes if outcome.status in ("regression", "error")]
+        raise SuiteFailed(
+            f"{len(bad)} of {len(outcomes)} golden runs did not pass"
+            if bad
+            else "nothing was tested: every golden run was skipped",
+            code,
+        )
 
 
 class SuiteFailed(CheckFailed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -14,10 +14,11 @@ from nmtool.compiler import Program
 from nmtool.fixedpoint import IntArray
 from nmtool.measure import Agreement, Difference, compare
 from nmtool.regression.causes import Cause, Suspect, find_causes
-from nmtool.regression.equations import Messages, measured, messages
+from nmtool.regression.equations import Messages, Trace, measured, messages
 from nmtool.spikes import SpikeTrain
 
 Side = Literal["A", "B"]
+Row = Literal["A", "B", "program"]
 Inputs = Mapping[str, SpikeTrain]
 
 LARGEST = 30_000_000
@@ -29,9 +30,12 @@ BEFORE, AFTER = 3, 1
 
 @dataclass(frozen=True)
 class Moment:
-    """One step of the neuron in question; states are None where they were not measured."""
+    """One step of the neuron in question; states are None where they were not measured.
 
-    side: Side
+    ``program`` is what the equations make of what was measured of the neuron's sources.
+    """
+
+    side: Row
     step: int
     spike: int
     u: int | None
@@ -180,7 +184,10 @@ def _found(
         side,
         causes,
         suspect.population.effective_threshold,
-        tuple(_moments(sides, suspect.name, sample, step, neuron)),
+        (
+            *_moments(sides, suspect.name, sample, step, neuron),
+            *_steps("program", suspect.expected.of_samples([sample]), step, neuron),
+        ),
         tuple(_arrivals(suspect, sample, step, neuron)),
         departing,
         tuple(notes),
@@ -221,15 +228,21 @@ def _moments(
     sides: Mapping[str, _Evidence], name: str, sample: int, step: int, neuron: int
 ) -> list[Moment]:
     """The steps around the first difference, on both sides."""
-    found = []
-    for side in ("A", "B"):
+    found: list[Moment] = []
+    for side in get_args(Side):
         evidence = sides[side]
-        if name not in evidence.run.spikes:
-            continue
-        trace = measured(evidence.run, name, evidence.samples[sample : sample + 1])
-        for t in range(max(0, step - BEFORE), min(step + AFTER + 1, trace.spikes.shape[1])):
-            u, v = (None if x is None else int(x[0, t, neuron]) for x in (trace.u, trace.v))
-            found.append(Moment(side, t, int(trace.spikes[0, t, neuron]), u, v))
+        if name in evidence.run.spikes:
+            trace = measured(evidence.run, name, evidence.samples[sample : sample + 1])
+            found += _steps(side, trace, step, neuron)
+    return found
+
+
+def _steps(side: Row, trace: Trace, step: int, neuron: int) -> list[Moment]:
+    """The steps around one step of a neuron in the only sample of a trace."""
+    found = []
+    for t in range(max(0, step - BEFORE), min(step + AFTER + 1, trace.spikes.shape[1])):
+        u, v = (None if x is None else int(x[0, t, neuron]) for x in (trace.u, trace.v))
+        found.append(Moment(side, t, int(trace.spikes[0, t, neuron]), u, v))
     return found
 
 

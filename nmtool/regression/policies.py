@@ -11,8 +11,8 @@ import numpy as np
 from nmtool.backends import Recording
 from nmtool.errors import ConfigError
 from nmtool.fixedpoint import FloatArray
-from nmtool.measure import Agreement, compare
-from nmtool.regression.golden import Golden, mean_latency, metrics
+from nmtool.measure import Agreement, compare, predict
+from nmtool.regression.golden import Golden, mean_latency
 from nmtool.spikes import SpikeTrain
 
 
@@ -40,7 +40,7 @@ class Policy:
     def judge(self, golden: Golden, run: Recording) -> Verdict:
         """Hold a run against the golden one."""
         found, allowed, passed = _RULES[self.name].judge(golden, run, *self.values)
-        return Verdict(str(self), found, allowed, passed)
+        return Verdict(str(self), found, allowed, bool(passed))
 
 
 def parse_policy(text: str) -> Policy:
@@ -181,17 +181,32 @@ def van_rossum(a: SpikeTrain, b: SpikeTrain, tau: float) -> FloatArray:
 
 
 def _accuracy(golden: Golden, run: Recording, level: float) -> tuple[str, str, bool]:
-    """The golden accuracy must not lie above the Wilson interval of the run's."""
+    """The exact one-sided McNemar test on the samples that only one of the runs gets right.
+
+    It fails where as few gains among so many changes have a probability below 1 - level if gains
+    and losses are equally likely. Beside it stands the Wilson interval of the run's accuracy.
+    Source: McNemar, Psychometrika 12 (1947).
+    """
     from scipy.stats import binomtest
 
-    if golden.labels is None or golden.program.network.readout is None:
+    net = golden.program.network
+    if golden.labels is None or net.readout is None:
         raise ConfigError("policy accuracy: the golden run has no labels or no readout")
-    wanted = golden.metrics["accuracy"]
-    found = metrics(golden, run)["accuracy"]
-    n = golden.n_samples
-    interval = binomtest(round(found * n), n).proportion_ci(level, method="wilson")
-    text = f"{found:.4f}, {level:.0%} interval {interval.low:.4f} to {interval.high:.4f}"
-    return text, f"an interval that reaches {wanted:.4f}", wanted <= interval.high
+    output = net.outputs[0]
+    before, after = (
+        predict(each.spikes[output], net.readout) == golden.labels
+        for each in (golden.expected, run)
+    )
+    losses, gains = int((before & ~after).sum()), int((after & ~before).sum())
+    changes = losses + gains
+    chance = binomtest(losses, changes, alternative="greater").pvalue if changes else 1.0
+    interval = binomtest(int(after.sum()), after.size).proportion_ci(level, method="wilson")
+    text = (
+        f"{after.mean():.4f} ({level:.0%} interval {interval.low:.4f} to {interval.high:.4f}), "
+        f"{losses} samples lost and {gains} won, p {chance:.3g}"
+    )
+    allowed = f"no significant loss from {before.mean():.4f} (p of {1 - level:.3g} or more)"
+    return text, allowed, chance >= 1 - level
 
 
 def _latency(golden: Golden, run: Recording, steps: float) -> tuple[str, str, bool]:
@@ -222,7 +237,7 @@ _RULES: Mapping[str, _Rule] = {
         "van_rossum=TAU:DISTANCE, more than 0 and 0 or more", _van_rossum, ((1e-9, 1e9), (0, 1e9))
     ),
     "accuracy": _Rule(
-        "accuracy=LEVEL of the confidence interval, below 1", _accuracy, ((0, 0.999999),), (0.95,)
+        "accuracy=LEVEL of confidence, below 1", _accuracy, ((0, 0.999999),), (0.95,)
     ),
     "latency": _Rule("latency=STEPS, 0 or more", _latency, ((0, 1e9),), (0.0,)),
 }
