@@ -84,8 +84,8 @@ def mean_latency(golden: Golden, recording: Recording) -> float | None:
         [first_steps(train) for train in golden.inputs.values()], axis=0, initial=np.inf
     )
     first_out = first_steps(recording.spikes[golden.program.network.outputs[0]])
-    steps = first_out - first_in
-    steps = steps[np.isfinite(steps)]
+    both = np.isfinite(first_in) & np.isfinite(first_out)
+    steps = (first_out - np.where(both, first_in, 0))[both]
     return float(steps.mean()) if steps.size else None
 
 

@@ -109,8 +109,11 @@ def with_answers(golden, classes):
 
 @pytest.mark.parametrize(
     ("losses", "gains", "passes"),
-    [(0, 0, True), (1, 0, True), (4, 0, True), (5, 0, False), (8, 3, True), (9, 2, False), (0, 9, True)],
-)  # fmt: skip
+    [
+        *((0, 0, True), (1, 0, True), (4, 0, True), (5, 0, False)),
+        *((8, 3, True), (9, 2, False), (0, 9, True)),
+    ],
+)
 def test_accuracy_fails_where_the_loss_is_significant(losses, gains, passes):
     """McNemar: 4 of 4 changes for the worse have p = 1/16, 5 of 5 have 1/32."""
     golden = nets.make_golden(PROGRAM, samples=40)

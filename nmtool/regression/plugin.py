@@ -1,0 +1,212 @@
+"""The pytest plugin: boards, programs and golden runs as fixtures, features as a marker.
+
+``pytest --nmtool-hw kapoho-point`` runs every test that uses ``board`` on that target; without the
+option they run on the emulator. Trouble with a board is an error, not a failure of the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from nmtool.backends import Recording, Session
+    from nmtool.chip import HardwareConfig
+    from nmtool.compiler import Program
+    from nmtool.regression.golden import Golden
+
+_CODE = "nmtool_exit_code"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of nmtool."""
+    group = parser.getgroup("nmtool", "neuromorphic chips (nmtool)")
+    group.addoption(
+        "--nmtool-hw",
+        action="append",
+        metavar="TARGET",
+        help="Target by name or YAML file for tests that use `board`; may be given again "
+        "[default: emulator].",
+    )
+    group.addoption("--nmtool-program", metavar="FILE.h5", help="What the fixture `program` loads.")
+    group.addoption(
+        "--nmtool-golden",
+        metavar="FOLDER",
+        default="golden",
+        help="Golden runs, over which the fixture `golden` runs [default: golden].",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker, and check the targets before anything is collected."""
+    config.addinivalue_line(
+        "markers",
+        "nmtool_requires(feature, ...): skip where the board cannot run a feature "
+        "(`nmtool compile --explain` lists them) or is no chip (`chip`)",
+    )
+    for name in config.getoption("--nmtool-hw") or ():
+        _or_usage_error(name)
+
+
+def _or_usage_error(name: str) -> HardwareConfig:
+    from nmtool.chip import load_hardware
+    from nmtool.errors import NmtoolError
+
+    try:
+        return load_hardware(name)
+    except NmtoolError as error:
+        raise pytest.UsageError(f"--nmtool-hw {name}: {error}") from None
+
+
+class Board:
+    """A target under test."""
+
+    def __init__(self, hardware: HardwareConfig) -> None:
+        self.hardware = hardware
+
+    @property
+    def name(self) -> str:
+        """The target's name."""
+        return self.hardware.name
+
+    def open(self, program: Program) -> Session:
+        """Load a program; close the session, or use it in a ``with``."""
+        from nmtool.backends import open_session
+
+        return open_session(program, self.hardware)
+
+    def run(self, program: Program, spikes: Any, probe: Any = None) -> Recording:
+        """One run of a program, each sample from reset."""
+        with self.open(program) as session:
+            return session.run(spikes, probe=probe)
+
+    def check(self, golden: Golden, *policies: str) -> Recording:
+        """Hold the target against a golden run.
+
+        Raises:
+            AssertionError: a policy does not hold; the message says which, and by how much.
+        """
+        from nmtool.regression.check import run_on
+        from nmtool.regression.policies import judge
+
+        run = run_on(golden.program, self.hardware, golden.inputs, golden.probe)
+        failed = [verdict for verdict in judge(golden, run, policies) if not verdict.passed]
+        if failed:
+            lines = (f"{v.policy}: found {v.found}, allowed {v.allowed}" for v in failed)
+            raise AssertionError(f"{self.name}: " + "\n".join(lines))
+        return run
+
+    def why_not(self, feature: str) -> str | None:
+        """Why the target cannot run a feature; None where it can."""
+        from nmtool.backends import limits_of
+        from nmtool.compiler.features import FEATURES
+
+        if feature == "chip":
+            chip = self.hardware.backend == "lava-loihi"
+            return None if chip else f"{self.name} is a simulator ({self.hardware.backend})"
+        if feature not in FEATURES:
+            raise pytest.UsageError(
+                f"nmtool_requires: found {feature!r}, allowed chip, {', '.join(FEATURES)}"
+            )
+        reasons = {str(name): why for name, why in limits_of(self.hardware).items()}
+        return f"{self.name}: {reasons[feature]}" if feature in reasons else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests once for each target and each golden run."""
+    if "board" in metafunc.fixturenames:
+        names = metafunc.config.getoption("--nmtool-hw") or ["emulator"]
+        metafunc.parametrize("board", names, indirect=True, scope="session")
+    if "golden" in metafunc.fixturenames:
+        folder = Path(metafunc.config.getoption("--nmtool-golden"))
+        files = sorted(folder.glob("*.h5"))
+        ids = [path.stem for path in files]
+        metafunc.parametrize("golden", files, ids=ids, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def board(request: pytest.FixtureRequest) -> Board:
+    """The target under test, once for each ``--nmtool-hw``."""
+    return Board(_or_usage_error(request.param))
+
+
+@pytest.fixture(scope="session")
+def program(request: pytest.FixtureRequest) -> Program:
+    """The program of ``--nmtool-program``."""
+    from nmtool import formats
+    from nmtool.compiler import Program
+
+    path = request.config.getoption("--nmtool-program")
+    if path is None:
+        pytest.skip("no --nmtool-program was given")
+    loaded: Program = formats.load_as(path, Program)
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Every golden run in the folder of ``--nmtool-golden``."""
+    from nmtool.regression.golden import load_golden
+
+    return load_golden(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _nmtool_requires(request: pytest.FixtureRequest) -> None:
+    """Skip tests whose features the board lacks, with the reason."""
+    marks = list(request.node.iter_markers("nmtool_requires"))
+    if not marks:
+        return
+    if "board" not in request.fixturenames:
+        raise pytest.UsageError(f"{request.node.nodeid}: nmtool_requires needs the fixture board")
+    under_test: Board = request.getfixturevalue("board")
+    for mark in marks:
+        for feature in mark.args:
+            if reason := under_test.why_not(feature):
+                pytest.skip(reason)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Report trouble with a board as an error, and what a target cannot run as skipped."""
+    outcome: Any = yield
+    if call.excinfo is None:
+        return
+    from nmtool.errors import BoardError, BoardUnavailable, UnsupportedError
+
+    report = outcome.get_result()
+    error = call.excinfo.value
+    if isinstance(error, BoardError | BoardUnavailable):
+        if call.when == "call":
+            report.when = "setup"  # what pytest and its JUnit file call an error
+        setattr(report, _CODE, error.exit_code)
+    elif isinstance(error, UnsupportedError) and "board" in getattr(item, "fixturenames", ()):
+        report.outcome = "skipped"
+        path, line, _ = item.location
+        report.longrepr = (path, (line or 0) + 1, f"Skipped: {error}")
+
+
+class _Codes:
+    """The exit codes that the failures of a session stand for."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.found.append(getattr(report, _CODE, 1))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Only trouble with boards: its exit code, so that a pipeline can try again."""
+        if self.found and 1 not in self.found and session.exitstatus == 1:
+            session.exitstatus = max(self.found)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Watch the reports where they come together: not in the workers of xdist."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(_Codes(), "nmtool-exit-codes")

@@ -1,0 +1,211 @@
+"""golden record, check and accept, bisect: what a pipeline sees of them."""
+
+import shutil
+
+import numpy as np
+import pytest
+from junitparser import JUnitXml
+
+BROKEN = "faults: {seed: 1, stuck_neurons: 0.1}"
+
+
+@pytest.fixture(scope="module")
+def recorded(prepared, nmtool, tmp_path_factory):
+    """A golden run of the emulator, made once."""
+    path = tmp_path_factory.mktemp("golden") / "small.h5"
+    done = nmtool("golden", "record", prepared / "run/program.h5", "--samples", 20, "-o", path)
+    assert done.code == 0, done.err
+    return path
+
+
+@pytest.fixture
+def golden(folder, recorded):
+    shutil.copy(recorded, folder / "small.h5")
+    return folder / "small.h5"
+
+
+def test_record_says_what_it_kept(nmtool, folder):
+    done = nmtool(
+        *("golden", "record", "run/program.h5", "--samples", 5, "--probe", "spikes:output"),
+        *("--policy", "jitter=1", "--policy", "accuracy", "-o", "g.h5", "--json"),
+    )
+    assert done.code == 0, done.err
+    assert done.json["samples"] == 5
+    assert done.json["policies"] == ["jitter=1", "accuracy=0.95"]
+    assert "latency" in done.json["metrics"]
+    assert done.json["bytes"] == (folder / "g.h5").stat().st_size
+
+
+def test_record_overwrites_nothing(nmtool, golden):
+    done = nmtool("golden", "record", "run/program.h5", "-o", golden)
+    assert (done.code, "--force" in done.err) == (2, True)
+
+
+def test_record_refuses_a_wrong_policy_before_it_runs(nmtool, folder):
+    done = nmtool("golden", "record", "run/program.h5", "--policy", "nearly", "-o", "g.h5")
+    assert done.code == 3
+    assert "allowed exact, jitter, rate" in done.err
+    assert not (folder / "g.h5").exists()
+
+
+@pytest.mark.parametrize("hw", ["emulator", "reference"])
+def test_a_healthy_target_passes(nmtool, golden, hw):
+    done = nmtool("golden", "check", golden, "--hw", hw, "--json")
+    assert done.code == 0, done.err
+    (case,) = done.json["cases"]
+    assert (case["status"], case["target"]) == ("passed", hw)
+    assert case["provenance"]["samples"] == 20
+
+
+def test_a_regression_exits_with_1_and_is_a_failure_in_junit(nmtool, golden, hardware, folder):
+    target = hardware(BROKEN)
+    done = nmtool(
+        *("golden", "check", golden, "--hw", target, "--junit", "j.xml", "--markdown", "s.md"),
+        *("--runs", "runs"),
+    )
+    assert done.code == 1
+    assert "first in hidden" in done.out
+    (suite,) = JUnitXml.fromfile(folder / "j.xml")
+    (case,) = suite
+    assert case.is_failure
+    assert not case.is_error
+    assert "differing spikes" in case.result[0].message
+    assert "REGRESSION" in (folder / "s.md").read_text()
+    assert [path.name for path in (folder / "runs").iterdir()] == ["small-mine.h5"]
+
+
+def test_a_saved_run_is_judged_again_without_a_target(nmtool, golden, hardware, folder):
+    nmtool("golden", "check", golden, "--hw", hardware(BROKEN), "--runs", "runs")
+    saved = ("golden", "check", golden, "--run", "runs/small-mine.h5")
+    assert nmtool(*saved).code == 1
+    assert nmtool(*saved, "--policy", "rate=1000").code == 0
+    assert nmtool(*saved, "--policy", "rate=1000", "--policy", "exact").code == 1
+
+
+def test_a_suite_goes_on_and_ends_with_the_worst(nmtool, golden, folder):
+    (folder / "damaged.h5").write_bytes(golden.read_bytes()[:-100])
+    done = nmtool("golden", "check", "damaged.h5", golden, "missing.h5", "--json")
+    assert [case["status"] for case in done.json["cases"]] == ["error", "passed", "error"]
+    assert (done.code, done.json["exit_code"]) == (6, 6)
+
+
+def test_what_a_target_cannot_run_is_skipped_and_not_green_alone(nmtool, golden, folder, hardware):
+    from nmtool import CubaLif, Input, Network, Population, Projection, compile, save
+
+    slow = Population((4,), CubaLif(0.5, 0.3, 0.1, refractory_delay=4))
+    weights = np.random.default_rng(0).normal(size=(4, 3))
+    net = Network(
+        "r", {"i": Input((3,))}, {"o": slow}, {"p": Projection.dense("i", "o", weights)}, ("o",)
+    )
+    save(folder / "p.h5", compile(net, steps=10))
+    np.save(folder / "x.npy", np.random.default_rng(0).random((2, 3, 10)) < 0.5)
+    made = nmtool("golden", "record", "p.h5", "--input", "x.npy", "-o", "r.h5")
+    assert made.code == 0, made.err
+    done = nmtool(
+        "golden", "check", "r.h5", golden, "--hw", "lava-sim", "--junit", "j.xml", "--json"
+    )
+    assert done.json["cases"][0]["status"] == "skipped"
+    assert "refractory" in done.json["cases"][0]["message"]
+    assert done.code == 0, done.err
+    alone = nmtool("golden", "check", "r.h5", "--hw", "lava-sim")
+    assert alone.code == 4
+    assert "nothing was tested" in alone.err
+
+
+QUARANTINE = """\
+schema: nmtool.quarantine/v1
+entries:
+  - {{golden: "small*.h5", target: mine, reason: "board 3 has a stuck neuron", expires: {expires}}}
+"""
+
+
+def test_quarantine_skips_until_it_ends(nmtool, golden, hardware, folder):
+    target = hardware(BROKEN)
+    (folder / "q.yaml").write_text(QUARANTINE.format(expires="2999-01-01"))
+    check = ("golden", "check", golden, "--hw", target, "--quarantine", "q.yaml")
+    done = nmtool(*check, "--json", "--junit", "j.xml")
+    assert done.code == 0
+    assert done.json["cases"][0]["status"] == "skipped"
+    assert "board 3 has a stuck neuron" in done.json["cases"][0]["message"]
+    (suite,) = JUnitXml.fromfile(folder / "j.xml")
+    assert next(iter(suite)).is_skipped
+    (folder / "q.yaml").write_text(QUARANTINE.format(expires="2020-01-01"))
+    done = nmtool(*check)
+    assert done.code == 1
+    assert "its quarantine ended on 2020-01-01" in done.err
+
+
+def test_verify_quarantine_tells_what_has_healed(nmtool, golden, hardware, folder):
+    (folder / "q.yaml").write_text(QUARANTINE.format(expires="2999-01-01"))
+    check = ("golden", "check", golden, "--quarantine", "q.yaml", "--verify-quarantine")
+    sick = nmtool(*check, "--hw", hardware(BROKEN), "--json")
+    assert (sick.code, sick.json["healed"]) == (0, [])
+    healed = nmtool(*check, "--hw", hardware(), "--json")
+    assert (healed.code, healed.json["healed"]) == (0, [str(golden)])
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("{golden: a.h5, expires: 2999-01-01}", "reason"),
+        ("{golden: a.h5, reason: because}", "expires"),
+        ("{golden: a.h5, reason: '', expires: 2999-01-01}", "reason"),
+        ("{golden: a.h5, reason: because, expires: soon}", "a date such as"),
+    ],
+)
+def test_a_quarantine_needs_a_reason_and_an_end(nmtool, golden, folder, entry, says):
+    (folder / "q.yaml").write_text(f"schema: nmtool.quarantine/v1\nentries:\n  - {entry}\n")
+    done = nmtool("golden", "check", golden, "--quarantine", "q.yaml")
+    assert done.code == 3
+    assert "q.yaml:3" in done.err
+    assert says in done.err
+
+
+def test_accept_needs_a_reason_and_refuses_in_ci(nmtool, golden, hardware, monkeypatch, unchanged):
+    target = hardware(BROKEN)
+    monkeypatch.setenv("CI", "true")
+    accept = ("golden", "accept", golden, "--hw", target, "--reason", "the new board is like that")
+    with unchanged(golden.parent):
+        assert nmtool(*accept).code == 2
+        assert nmtool("golden", "accept", golden, "--force").code == 2
+        assert nmtool("golden", "accept", golden, "--reason", " ", "--force").code == 2
+    assert nmtool("golden", "check", golden, "--hw", target).code == 1
+    done = nmtool(*accept, "--force")
+    assert done.code == 0, done.err
+    assert "differing spikes" in done.out
+    after = nmtool("golden", "check", golden, "--hw", target, "--json")
+    assert after.code == 0
+    assert after.json["cases"][0]["provenance"]["golden_reason"] == "the new board is like that"
+
+
+def test_bisect_names_the_neuron_and_its_replay_shows_it(nmtool, golden, hardware, folder):
+    target = hardware(BROKEN)
+    done = nmtool("bisect", golden, target, "-o", "replay.h5", "--json")
+    assert done.code == 1
+    found = done.json
+    assert (found["population"], found["side"]) == ("hidden", "B")
+    assert found["causes"][0]["kind"] == "stuck neuron"
+    assert found["replay"]["input_spikes"] < 5
+    assert nmtool("golden", "check", "replay.h5", "--hw", target).code == 1
+    assert nmtool("golden", "check", "replay.h5", "--hw", "reference").code == 0
+
+
+def test_bisect_of_equal_sides_exits_with_0(nmtool, golden):
+    done = nmtool("bisect", golden, "reference", "--json")
+    assert (done.code, done.json["equal"]) == (0, True)
+
+
+def test_bisect_compares_recordings_of_a_program(nmtool, folder, hardware):
+    deploy = ("deploy", "run/program.h5", "--probe", "spikes,current,voltage")
+    assert nmtool(*deploy, "-o", "a.h5").code == 0
+    nmtool(*deploy, "--hw", hardware(BROKEN), "-o", "b.h5")
+    done = nmtool("bisect", "a.h5", "b.h5", "--program", "run/program.h5", "--json")
+    assert done.code == 1
+    assert done.json["causes"][0]["kind"] == "stuck neuron"
+    without = nmtool("bisect", "a.h5", "b.h5")
+    assert (without.code, "--program" in without.err) == (2, True)
+
+
+def test_bisect_and_compare_take_the_trainer_and_golden_runs(nmtool, golden):
+    assert nmtool("compare", golden, "reference").code == 0
+    assert nmtool("bisect", golden, "emulator").code == 0

@@ -1,0 +1,150 @@
+"""The pytest plugin as a project uses it: a pytest of its own, with targets and golden runs."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import regression_networks as nets
+from junitparser import JUnitXml
+
+from nmtool import formats
+from nmtool.regression.golden import save_golden
+
+FAULTY = """\
+schema: nmtool.hardware/v1
+name: faulty
+chip: loihi2
+backend: emulator
+faults: {seed: 1, stuck_neurons: 0.1}
+"""
+SLOW = """\
+schema: nmtool.hardware/v1
+name: slow
+chip: loihi2
+backend: reference
+timeouts: {load: 1s, run: 1ms}
+"""
+CHECK = "def test_chip(board, golden):\n    board.check(golden)\n"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with two golden runs, a program, and targets."""
+    for kind in ("dense", "recurrent"):
+        save_golden(tmp_path / f"golden/{kind}.h5", nets.make_golden(nets.make_program(kind)))
+    formats.save(tmp_path / "program.h5", nets.make_program("dense"))
+    (tmp_path / "faulty.yaml").write_text(FAULTY)
+    (tmp_path / "slow.yaml").write_text(SLOW)
+    return tmp_path
+
+
+def run(project, test, *options):
+    (project / "test_chip.py").write_text(test)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "--junit-xml=j.xml", *options],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "PYTEST_ADDOPTS": "", "COLUMNS": "200"},
+    )
+    cases = []
+    if (project / "j.xml").exists():
+        cases = [case for suite in JUnitXml.fromfile(project / "j.xml") for case in suite]
+    return done, cases
+
+
+def test_golden_runs_are_checked_on_every_target(project):
+    done, cases = run(project, CHECK, "--nmtool-hw", "emulator", "--nmtool-hw", "faulty.yaml")
+    assert done.returncode == 1
+    failed = {case.name: case.is_failure for case in cases}
+    assert len(cases) == 4
+    assert all(failed[name] == ("faulty" in name) for name in failed)
+    assert "differing spikes" in done.stdout
+
+
+def test_without_options_tests_run_on_the_emulator(project):
+    done, cases = run(project, CHECK)
+    assert done.returncode == 0, done.stdout
+    assert sorted(case.name for case in cases) == [
+        "test_chip[emulator-dense]",
+        "test_chip[emulator-recurrent]",
+    ]
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2")])
+def test_trouble_with_a_board_is_an_error_and_its_exit_code(project, options):
+    done, cases = run(project, CHECK, "--nmtool-hw", "slow.yaml", *options)
+    assert done.returncode == 8, done.stdout + done.stderr
+    assert len(cases) == 2
+    assert all(case.is_error and not case.is_failure for case in cases)
+
+
+def test_a_failure_beside_trouble_blocks(project):
+    done, _ = run(project, CHECK, "--nmtool-hw", "slow.yaml", "--nmtool-hw", "faulty.yaml")
+    assert done.returncode == 1
+
+
+def test_it_works_with_xdist(project):
+    done, cases = run(project, CHECK, "-n", "2", "--nmtool-hw=emulator", "--nmtool-hw=reference")
+    assert done.returncode == 0, done.stdout
+    assert len(cases) == 4
+
+
+def test_features_that_a_board_lacks_skip_with_the_reason(project):
+    test = (
+        "import pytest\n"
+        "@pytest.mark.nmtool_requires('refractory delay')\n"
+        "def test_a(board): pass\n"
+        "@pytest.mark.nmtool_requires('conv', 'axonal delay')\n"
+        "def test_b(board): pass\n"
+        "@pytest.mark.nmtool_requires('chip')\n"
+        "def test_c(board): pass\n"
+    )
+    done, cases = run(project, test, "--nmtool-hw", "lava-sim")
+    assert done.returncode == 0, done.stdout
+    assert [case.is_skipped for case in cases] == [True, False, True]
+    assert "Lava has a refractory neuron in floating point only" in done.stdout
+    assert "lava-sim is a simulator" in done.stdout
+
+
+def test_a_feature_that_is_none_is_a_mistake_not_a_skip(project):
+    test = "import pytest\n@pytest.mark.nmtool_requires('warp drive')\ndef test_a(board): pass\n"
+    done, _ = run(project, test)
+    assert done.returncode != 0
+    assert "found 'warp drive'" in done.stdout + done.stderr
+
+
+def test_the_program_and_the_board_can_be_used_freely(project):
+    test = (
+        "import numpy as np, nmtool\n"
+        "def test_rate(board, program):\n"
+        "    spikes = nmtool.SpikeTrain.from_raster(np.ones((20, 40), bool))\n"
+        "    assert len(board.run(program, spikes).spikes['o'])\n"
+    )
+    done, (case,) = run(project, test, "--nmtool-program", "program.h5")
+    assert done.returncode == 0, done.stdout
+    assert not case.is_skipped
+    done, (case,) = run(project, test)
+    assert case.is_skipped
+
+
+def test_a_wrong_target_is_a_usage_error_at_once(project):
+    done, _ = run(project, CHECK, "--nmtool-hw", "loihi9")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--nmtool-hw loihi9: target loihi9: unknown" in done.stderr
+
+
+def test_other_tests_do_not_notice_it(project):
+    done, cases = run(project, "def test_plain(): assert 1 + 1 == 2\n")
+    assert (done.returncode, len(cases)) == (0, 1)
+    timing = "import sys\ndef test_light(): assert 'numba' not in sys.modules\n"
+    assert run(project, timing)[0].returncode == 0
+
+
+def test_the_golden_runs_of_this_test_spike():
+    golden = nets.make_golden(nets.make_program("dense"))
+    assert np.all([len(train) for train in golden.expected.spikes.values()])
