@@ -15,6 +15,7 @@ VERBS = {
     "compare": "compare",
     "bisect": "bisect",
     "golden": "golden",
+    "test": "test",
     "import": "import_",
     "export": "export",
     "config": "config",

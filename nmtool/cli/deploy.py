@@ -111,7 +111,9 @@ def report(
     """
     net = program.network
     measured = measure(recording, net.outputs[0], net.readout, given.labels)
-    results = [_check(check, measured) for check in net.checks if check.concerns(hardware.name)]
+    results = [
+        check_measured(check, measured) for check in net.checks if check.concerns(hardware.name)
+    ]
     for event, what in (
         ("wrapped", "currents wrapped around"),
         ("saturated", "voltages saturated"),
@@ -144,7 +146,8 @@ def report(
         )
 
 
-def _check(check: Check, measured: Measurement) -> dict[str, Any]:
+def check_measured(check: Check, measured: Measurement) -> dict[str, Any]:
+    """What a check of the experiment says of a measurement."""
     quantity = measured.quantities.get(check.metric)
     low = 0.0 if check.min is None else check.min
     high = 1.0 if check.max is None else check.max

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
-from dataclasses import replace
-from datetime import date
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
+import numpy as np
 
 from nmtool import formats
 from nmtool.backends import Recording, check_runnable, resolve_probe
 from nmtool.chip import HardwareConfig, load_hardware
-from nmtool.cli.common import FILE, Options, emit, progress, table, verb, warn
+from nmtool.cli.common import FILE, Options, emit, progress, table, verb
 from nmtool.cli.runs import gather_input, input_options
+from nmtool.cli.suite import Suite, suite_options
 from nmtool.compiler import Program
-from nmtool.errors import CheckFailed, ConfigError, UsageError
-from nmtool.formats.container import refuse_overwrite, write_text
+from nmtool.errors import ConfigError, UsageError
+from nmtool.fixedpoint import IntArray
+from nmtool.formats.container import refuse_overwrite
 from nmtool.provenance import provenance
 from nmtool.regression.check import check_golden, record_golden, run_on
+from nmtool.regression.coverage import Coverage, Exercise
 from nmtool.regression.golden import Golden, load_golden, save_golden
 from nmtool.regression.policies import judge, parse_policy
-from nmtool.regression.quarantine import Quarantine, load_quarantine
-from nmtool.regression.reports import markdown, write_junit
-from nmtool.regression.suite import Evidence, Outcome, worst
+from nmtool.regression.suite import Outcome
+from nmtool.spikes import SpikeTrain
 
 
 @click.group("golden")
@@ -57,6 +60,12 @@ _HW = click.option(
     help="What is recorded: spikes,current,voltage, or voltage:NAME.",
 )
 @click.option("--samples", type=click.IntRange(1), help="The first samples only.")
+@click.option(
+    "--cover",
+    type=click.IntRange(1),
+    metavar="COUNT",
+    help="So many samples, chosen to exercise as many neurons and weights as they can.",
+)
 @_POLICY
 @click.option("-o", "--output", type=FILE, required=True, help="Golden file.")
 @verb
@@ -69,6 +78,7 @@ def record(
     labels: str | None,
     probe: str,
     samples: int | None,
+    cover: int | None,
     policies: tuple[str, ...],
     output: str,
     options: Options,
@@ -88,9 +98,13 @@ def record(
         return
     inputs = given.spikes
     known = given.labels
-    if samples is not None:
-        inputs = {n: t.select(range(min(samples, t.n_samples))) for n, t in inputs.items()}
-        known = None if known is None else known[:samples]
+    if samples is not None and cover is not None:
+        raise UsageError("golden record: found --samples and --cover, allowed one of them")
+    if samples is not None or cover is not None:
+        first = np.arange(min(samples or given.n_samples, given.n_samples))
+        picked = _covering(loaded, inputs, cover) if cover else first
+        inputs = {name: train.select(picked) for name, train in inputs.items()}
+        known = None if known is None else known[picked]
     with progress(options, f"run on {hardware.name}") as update:
         golden = record_golden(
             loaded, hardware, inputs, known, chosen, wanted, given.source, update
@@ -103,6 +117,7 @@ def record(
             )
     save_golden(output, golden)
     size = Path(output).stat().st_size
+    covered = _coverage(golden)
     document = {
         "golden": output,
         "bytes": size,
@@ -112,14 +127,31 @@ def record(
         "steps": golden.expected.n_steps,
         "policies": list(golden.policies),
         "metrics": golden.metrics,
+        "coverage": asdict(covered) if covered else None,
     }
     rows = [(name, f"{value:.6g}") for name, value in golden.metrics.items()]
+    exercised = str(covered) if covered else "not known, for not all spikes are probed"
     text = (
         f"golden run of {loaded.fingerprint} on {hardware.name}: {golden.n_samples} samples, "
         f"{golden.expected.n_steps} steps, policies {', '.join(golden.policies)}\n"
-        f"{table(('quantity', 'value'), rows)}\nwrote {output} ({size} bytes)"
+        f"{table(('quantity', 'value'), rows)}\ncovers {exercised}\n"
+        f"wrote {output} ({size} bytes)"
     )
     emit(options, "golden record", document, text)
+
+
+def _covering(program: Program, inputs: Mapping[str, SpikeTrain], count: int) -> IntArray:
+    """The samples to keep, chosen by what they exercise on the emulator."""
+    emulator = load_hardware("emulator").model_copy(update={"chip": program.chip})
+    run = run_on(program, emulator, inputs, resolve_probe(program, "spikes"))
+    return Exercise(program, inputs, run).choose(count)
+
+
+def _coverage(golden: Golden) -> Coverage | None:
+    """What the golden input exercises; None where not all spikes were recorded."""
+    if set(golden.expected.spikes) != set(golden.program.order):
+        return None
+    return Exercise(golden.program, golden.inputs, golden.expected).coverage()
 
 
 @command.command("check")
@@ -128,12 +160,7 @@ def record(
 @_POLICY
 @click.option("--run", "saved", type=FILE, help="A saved run to judge; nothing is run.")
 @click.option("--runs", type=FILE, metavar="FOLDER", help="Keep the recordings of the runs here.")
-@click.option("--junit", type=FILE, metavar="FILE.xml", help="Write JUnit XML.")
-@click.option("--markdown", "summary", type=FILE, metavar="FILE.md", help="Write a summary.")
-@click.option("--quarantine", type=FILE, metavar="FILE.yaml", help="Runs that are known to fail.")
-@click.option(
-    "--verify-quarantine", is_flag=True, help="Run those in quarantine and say which have healed."
-)
+@suite_options
 @verb
 def check(
     goldens: tuple[str, ...],
@@ -148,110 +175,36 @@ def check(
     options: Options,
 ) -> None:
     """Hold a target against golden runs; exits with the worst of them."""
+    suite = Suite.of(options, junit, summary, quarantine, verify_quarantine)
     hardware = load_hardware(hw, options.hardware_overrides())
     wanted = tuple(str(parse_policy(text)) for text in policies)
-    known = load_quarantine(quarantine) if quarantine else None
-    if verify_quarantine and known is None:
-        raise UsageError("--verify-quarantine: found no --quarantine, which it needs")
     if saved and len(goldens) > 1:
         raise UsageError(f"--run: found {len(goldens)} golden runs, allowed 1 beside a saved run")
     recording = formats.load_as(saved, Recording) if saved else None
     targets = {path: _run_file(path, hardware, runs) for path in goldens} if runs else {}
-    for target in (*targets.values(), *(Path(file) for file in (junit, summary) if file)):
+    for target in targets.values():
         refuse_overwrite(target, options.force or options.dry_run)
     if options.dry_run:
         for path in goldens:
             check_runnable(load_golden(path).program, hardware)
         emit(options, "golden check", {"dry_run": True}, f"can run on {hardware.name}")
         return
-    outcomes = []
-    for path in goldens:
-        entry = _quarantined(known, path, hardware)
-        if (entry is not None) != verify_quarantine:
-            if entry is not None:
-                outcomes.append(_skipped(path, hardware, entry))
-            continue
+
+    def checked(path: str) -> Outcome:
         with progress(options, f"{path} on {hardware.name}") as update:
             outcome, run = check_golden(path, hardware, wanted, recording, update)
-        outcomes.append(outcome)
         if run is not None and path in targets:
             formats.save(targets[path], run)
-    report(outcomes, options, junit, summary, verify_quarantine)
+        return outcome
+
+    outcomes: list[Outcome] = []
+    for path in goldens:
+        outcomes += suite.case(path, hardware, functools.partial(checked, path))
+    suite.report("golden check", outcomes)
 
 
 def _run_file(golden: str, hardware: HardwareConfig, folder: str) -> Path:
     return Path(folder) / f"{Path(golden).stem}-{hardware.name}.h5"
-
-
-def _quarantined(known: Quarantine | None, path: str, hardware: HardwareConfig) -> str | None:
-    """Why a golden run is in quarantine; None where it is not, or no longer."""
-    entry = known.entry(path, hardware.name) if known else None
-    if entry is None:
-        return None
-    if entry.expired(date.today()):
-        warn(f"{path}: its quarantine ended on {entry.expires}; it counts again ({entry.reason})")
-        return None
-    return f"in quarantine until {entry.expires}: {entry.reason}"
-
-
-def _skipped(path: str, hardware: HardwareConfig, why: str) -> Outcome:
-    return Outcome(path, hardware.name, "skipped", 0, why, 0.0, Evidence())
-
-
-def report(
-    outcomes: Sequence[Outcome],
-    options: Options,
-    junit: str | None,
-    summary: str | None,
-    healing: bool = False,
-) -> None:
-    """Print and write how a suite ended.
-
-    Raises:
-        SuiteFailed: with the exit code of the worst case.
-    """
-    if junit:
-        write_junit(Path(junit), outcomes)
-    if summary:
-        write_text(Path(summary), markdown(outcomes))
-    code = 0 if healing else worst(outcomes)
-    document = {"exit_code": code, "cases": [outcome.as_json() for outcome in outcomes]}
-    if healing:
-        document["healed"] = [o.case for o in outcomes if o.status == "passed"]
-    emit(options, "golden check", document, _text(outcomes, healing))
-    if code:
-        bad = [outcome for outcome in outcomes if outcome.status in ("regression", "error")]
-        raise SuiteFailed(
-            f"{len(bad)} of {len(outcomes)} golden runs did not pass"
-            if bad
-            else "nothing was tested: every golden run was skipped",
-            code,
-        )
-
-
-class SuiteFailed(CheckFailed):
-    """A suite ended with the exit code of its worst case."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.exit_code = code
-
-
-def _text(outcomes: Sequence[Outcome], healing: bool) -> str:
-    words = {"passed": "healed", "regression": "still failing"} if healing else {}
-    lines = []
-    for outcome in outcomes:
-        word = words.get(outcome.status, outcome.status)
-        retry = " (only on retry)" if outcome.retried else ""
-        lines.append(f"{outcome.case} on {outcome.target}: {word}{retry}")
-        lines += [
-            f"  {v.policy}: {'passed' if v.passed else 'FAILED'}, found {v.found}, allowed "
-            f"{v.allowed}"
-            for v in outcome.evidence.verdicts
-        ]
-        if outcome.status in ("error", "skipped"):
-            lines += [f"  {line}" for line in outcome.message.splitlines()]
-    return "\n".join(lines)
 
 
 @command.command("accept")

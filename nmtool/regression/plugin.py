@@ -117,14 +117,21 @@ class Board:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests once for each target and each golden run."""
-    if "board" in metafunc.fixturenames:
+    if _is_ours(metafunc, "board", board):
         names = metafunc.config.getoption("--nmtool-hw") or ["emulator"]
         metafunc.parametrize("board", names, indirect=True, scope="session")
-    if "golden" in metafunc.fixturenames:
+    if _is_ours(metafunc, "golden", golden):
         folder = Path(metafunc.config.getoption("--nmtool-golden"))
         files = sorted(folder.glob("*.h5"))
         ids = [path.stem for path in files]
         metafunc.parametrize("golden", files, ids=ids, indirect=True, scope="session")
+
+
+def _is_ours(metafunc: pytest.Metafunc, name: str, fixture: Any) -> bool:
+    """Whether a test uses nmtool's fixture of that name, not one of its own project's."""
+    definitions = getattr(metafunc, "_arg2fixturedefs", {}).get(name, ())
+    function = getattr(fixture, "_get_wrapped_function", lambda: fixture)()
+    return bool(definitions) and definitions[-1].func is function
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from nmtool.cli import VERBS
         (["trian", "x.yaml"], "did you mean train?"),
         (
             ["frobnicate"],
-            "allowed train, compile, deploy, finetune, compare, bisect, golden, import, export, ",
+            "allowed train, compile, deploy, finetune, compare, bisect, golden, test, import, ",
         ),
         (["deploy", "p.h5", "--hwx", "reference"], "--hw"),
         (["compile", "run"], "--hw"),

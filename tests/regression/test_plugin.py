@@ -138,6 +138,19 @@ def test_a_wrong_target_is_a_usage_error_at_once(project):
     assert "--nmtool-hw loihi9: target loihi9: unknown" in done.stderr
 
 
+def test_a_projects_own_fixtures_of_these_names_are_its_own(project):
+    test = (
+        "import pytest\n"
+        "@pytest.fixture\n"
+        "def golden(): return 'mine'\n"
+        "@pytest.fixture\n"
+        "def board(): return 'wooden'\n"
+        "def test_a(golden, board): assert (golden, board) == ('mine', 'wooden')\n"
+    )
+    done, cases = run(project, test, "--nmtool-hw", "emulator")
+    assert (done.returncode, len(cases)) == (0, 1), done.stdout
+
+
 def test_other_tests_do_not_notice_it(project):
     done, cases = run(project, "def test_plain(): assert 1 + 1 == 2\n")
     assert (done.returncode, len(cases)) == (0, 1)

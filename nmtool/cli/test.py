@@ -1,0 +1,124 @@
+"""nmtool test: the checks of an experiment and the golden runs, on every target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nmtool.backends import check_runnable
+from nmtool.chip import HardwareConfig, load_chip, load_hardware
+from nmtool.cli.common import FILE, Options, emit, note, progress, verb
+from nmtool.cli.deploy import check_measured, run
+from nmtool.cli.runs import Run, gather_input
+from nmtool.cli.suite import Suite, suite_options
+from nmtool.compiler import Program, compile_program
+from nmtool.config import Experiment, load_experiment
+from nmtool.errors import UnsupportedError, UsageError
+from nmtool.formats import load_as
+from nmtool.measure import measure
+from nmtool.network import Network
+from nmtool.regression.check import check_golden
+from nmtool.regression.policies import Verdict
+from nmtool.regression.suite import Evidence, Outcome, run_case
+
+
+@click.command("test")
+@click.argument("experiment", type=FILE, required=False)
+@click.option(
+    "--hw",
+    "targets",
+    multiple=True,
+    help="Target by name or YAML file; may be given again [default: emulator].",
+)
+@click.option(
+    "--run", "run_folder", type=FILE, help="The experiment's run folder [default: runs/NAME]."
+)
+@click.option(
+    "--golden",
+    "folder",
+    type=FILE,
+    default="golden",
+    show_default=True,
+    help="Folder of golden runs.",
+)
+@suite_options
+@verb
+def command(
+    experiment: str | None,
+    targets: tuple[str, ...],
+    run_folder: str | None,
+    folder: str,
+    junit: str | None,
+    summary: str | None,
+    quarantine: str | None,
+    verify_quarantine: bool,
+    options: Options,
+) -> None:
+    """Run the checks of EXPERIMENT and all golden runs on every target; exits with the worst."""
+    suite = Suite.of(options, junit, summary, quarantine, verify_quarantine)
+    overrides = options.hardware_overrides()
+    hardware = [load_hardware(name, overrides) for name in targets or ("emulator",)]
+    goldens = sorted(Path(folder).glob("*.h5"))
+    config = load_experiment(Path(experiment)) if experiment else None
+    if config is None and not goldens:
+        raise UsageError(
+            f"test: found no EXPERIMENT and no golden run in {folder}; give one of them"
+        )
+    source = Run(Path(run_folder) if run_folder else Path("runs") / config.name) if config else None
+    if options.dry_run:
+        count = (len(goldens) + (config is not None)) * len(hardware)
+        emit(options, "test", {"dry_run": True, "cases": count}, f"{count} cases would be run")
+        return
+    outcomes: list[Outcome] = []
+    for target in hardware:
+        if config and source:
+            outcomes += suite.case(
+                config.name,
+                target,
+                lambda c=config, s=source, t=target: _experiment(c, s, t, options),  # type: ignore[misc]
+            )
+        for path in goldens:
+            with progress(options, f"{path} on {target.name}") as update:
+                outcomes += suite.case(
+                    str(path),
+                    target,
+                    lambda p=path, t=target, u=update: check_golden(p, t, progress=u)[0],  # type: ignore[misc]
+                )
+    suite.report("test", outcomes)
+
+
+def _experiment(
+    config: Experiment, source: Run, hardware: HardwareConfig, options: Options
+) -> Outcome:
+    """The checks of an experiment on one target."""
+    return run_case(config.name, hardware.name, lambda: _checked(config, source, hardware, options))
+
+
+def _checked(
+    config: Experiment, source: Run, hardware: HardwareConfig, options: Options
+) -> Evidence:
+    checks = [check for check in config.checks if check.concerns(hardware.name)]
+    if not checks:
+        raise UnsupportedError(f"{config.name}: no check of the experiment is for {hardware.name}")
+    network: Network = load_as(source.network, Network)
+    chip = load_chip(hardware.chip)
+    program: Program = compile_program(network, chip, hardware.weight_bits)
+    check_runnable(program, hardware)
+    given = gather_input(program, None, (), None, False)
+    note(options, f"{config.name} on {hardware.name}: {given.source}")
+    recording = run(program, hardware, given, None, options)
+    measured = measure(recording, program.network.outputs[0], program.network.readout, given.labels)
+    results = [check_measured(check, measured) for check in checks]
+    verdicts = tuple(
+        Verdict(r["metric"], str(r["found"]), r["allowed"], r["passed"]) for r in results
+    )
+    facts = {
+        "program": program.fingerprint,
+        "chip": program.chip,
+        "backend": recording.backend,
+        "samples": given.n_samples,
+        "wall_time": recording.wall_time,
+        **{k: recording.provenance[k] for k in ("attempts", "models") if k in recording.provenance},
+    }
+    return Evidence(verdicts, facts)
