@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from nmtool import yamlio
 from nmtool.errors import ConfigError
+from nmtool.faultmodel import Faults
+from nmtool.yamlio import Strict
 
 T = TypeVar("T")
 Standing = Literal["paper", "code", "measured", "inferred", "uncertain"]
@@ -28,13 +30,6 @@ Duration = Annotated[
     BeforeValidator(yamlio.parse_duration),
     WithJsonSchema({"type": "string", "pattern": f"^{yamlio.DURATION}$"}),
 ]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Strict(BaseModel):
-    """A frozen config section: unknown keys are errors, numbers are not made from strings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Fact(Strict, Generic[T]):
@@ -143,24 +138,6 @@ class SynapseFormat:
 
     def __str__(self) -> str:
         return f"{self.bits} bit {self.sign_mode}, 2^{self.exponent}"
-
-
-class Faults(Strict):
-    """Invented defects of a simulator, all drawn from ``seed``.
-
-    ``dead_neurons`` never spike and ``stuck_neurons`` spike at every step: fractions of each
-    population, rounded to whole neurons, drawn without replacement. ``weight_bit_flips``: the
-    fraction of stored weight bits that read back inverted, whatever is written. ``spike_loss``: the
-    probability that a spike of an input or a neuron reaches neither its targets nor the probe; it
-    is drawn anew in every run, and ``first_run`` says where that sequence begins.
-    """
-
-    seed: int = 0
-    dead_neurons: Fraction = 0.0
-    stuck_neurons: Fraction = 0.0
-    weight_bit_flips: Fraction = 0.0
-    spike_loss: Fraction = 0.0
-    first_run: Annotated[int, Field(ge=0)] = 0
 
 
 class Probes(Strict):

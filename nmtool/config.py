@@ -14,8 +14,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from nmtool import yamlio
-from nmtool.chip import BackendName, Fraction, Strict, shipped
+from nmtool.chip import BackendName, shipped
 from nmtool.errors import ConfigError
+from nmtool.yamlio import Fraction, Strict
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]

@@ -50,7 +50,7 @@ def decay(x: npt.ArrayLike, factor: int | IntArray) -> IntArray:
     ``factor`` is the decay that is applied, 0 to 4096 (0 keeps everything, 4096 clears): one, or
     one for each element.
     """
-    if not np.all((factor >= 0) & (factor <= DECAY_ONE)):
+    if np.min(factor) < 0 or np.max(factor) > DECAY_ONE:
         raise ValueError(f"decay: found factor {factor}, allowed 0 to {DECAY_ONE}")
     product = np.asarray(x, dtype=np.int64) * (DECAY_ONE - factor)
     # Adding 4095 to a negative product makes the shift round towards zero.

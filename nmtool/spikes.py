@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -203,6 +203,29 @@ class SpikeTrain:
             self.payload,
             self.batched,
         )
+
+    def first_steps(self, n_steps: int) -> SpikeTrain:
+        """The first steps of every sample; all of them if there are not more."""
+        if n_steps >= self.n_steps:
+            return self
+        keep = self.step < n_steps
+        return SpikeTrain.from_events(
+            self.sample[keep],
+            self.step[keep],
+            self.neuron[keep],
+            self.n_samples,
+            self.n_neurons,
+            n_steps,
+            None if self.payload is None else self.payload[keep],
+            self.batched,
+        )
+
+    def relabelled(self, neuron: IntArray) -> SpikeTrain:
+        """The same spikes of other neurons: those of neuron i become those of ``neuron[i]``."""
+        index = neuron[self.neuron]
+        order = np.lexsort((index, self._place))
+        payload = None if self.payload is None else self.payload[order]
+        return replace(self, neuron=index[order].astype(np.int32), payload=payload)
 
     def batch(self) -> npt.NDArray[Any]:
         """The raster with its sample axis, shape (samples, neurons, steps)."""

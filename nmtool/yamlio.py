@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -24,11 +24,18 @@ from nmtool.errors import ConfigError
 MAX_BYTES = 1_000_000
 Model = TypeVar("Model", bound=BaseModel)
 Path_ = tuple[str | int, ...]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 DURATION = r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*"
 _DIRECTIVE = re.compile(r"\ufeff?(?:[ \t]*(?:#[^\n]*)?\r?\n)*%")
 _TAG = re.compile(r"!\S*")
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Strict(BaseModel):
+    """A frozen config section: unknown keys are errors, numbers are not made from strings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def parse_duration(text: object) -> float:

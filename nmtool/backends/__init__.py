@@ -11,8 +11,9 @@ from nmtool.backends.base import (
     refuse_unsupported,
     resolve_probe,
 )
+from nmtool.backends.injected import check_injected
 from nmtool.backends.limits import LIMITS, limits_of
-from nmtool.chip import HardwareConfig
+from nmtool.chip import ChipSpec, HardwareConfig, load_chip
 from nmtool.compiler import Program
 from nmtool.errors import ArtifactError, DependencyError, UnsupportedError
 
@@ -41,11 +42,11 @@ def get_backend(hardware: HardwareConfig) -> Backend:
     if hardware.backend == "emulator":
         from nmtool.backends.emulator import EmulatorBackend
 
-        return EmulatorBackend(hardware.faults, hardware.timeouts.run)
+        return EmulatorBackend(hardware.faults, hardware.timeouts.run, chip=_chip(hardware))
     if hardware.backend == "reference":
         from nmtool.backends.reference import ReferenceBackend
 
-        return ReferenceBackend(hardware.faults, hardware.timeouts.run)
+        return ReferenceBackend(hardware.faults, hardware.timeouts.run, chip=_chip(hardware))
     if hardware.faults is not None:
         raise UnsupportedError(
             f"target {hardware.name}: found faults with the backend {hardware.backend}, "
@@ -66,6 +67,11 @@ def get_backend(hardware: HardwareConfig) -> Backend:
     )
 
 
+def _chip(hardware: HardwareConfig) -> ChipSpec | None:
+    """The chip whose registers faults change."""
+    return load_chip(hardware.chip) if hardware.faults else None
+
+
 def check_runnable(program: Program, hardware: HardwareConfig) -> None:
     """Check everything that can be known before a program is run on a target.
 
@@ -73,10 +79,12 @@ def check_runnable(program: Program, hardware: HardwareConfig) -> None:
         ArtifactError: it was compiled for something else.
         DependencyError: the backend needs a package that is not installed.
         UnsupportedError: the program holds something that the backend cannot do.
+        ConfigError: an injected fault that the program or the chip has no place for.
     """
     check_target(program, hardware)
     backend = get_backend(hardware)
     refuse_unsupported(backend.name, backend.limits, program)
+    check_injected(program, hardware.faults, _chip(hardware))
 
 
 def open_session(program: Program, hardware: HardwareConfig) -> Session:
@@ -85,6 +93,7 @@ def open_session(program: Program, hardware: HardwareConfig) -> Session:
     Raises:
         ArtifactError: the program was made for another chip, or for other weights.
         UnsupportedError: the target cannot do something that the program holds.
+        ConfigError: an injected fault that the program or the chip has no place for.
     """
     check_target(program, hardware)
     return get_backend(hardware).open(program)
@@ -96,8 +105,6 @@ def check_target(program: Program, hardware: HardwareConfig) -> None:
     Raises:
         ArtifactError: it was made for something else.
     """
-    from nmtool.chip import load_chip
-
     chip = load_chip(hardware.chip).name
     if program.chip != chip:
         raise ArtifactError(

@@ -35,6 +35,8 @@ class Recording:
     ([samples,] neurons, steps) in the chip's units, taken after the step. The voltage is the one
     after the reset, so it is 0 where a neuron spiked. Of sigma-delta neurons the current is sigma
     and the voltage the activation; a delta encoder has no current, a sigma decoder no voltage.
+    ``n_steps`` are the steps recorded of each sample. A recording that ends early has fewer than
+    were run, in trains and states as well: what was not measured is not silent.
     """
 
     spikes: Mapping[str, SpikeTrain]

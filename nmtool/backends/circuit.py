@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from nmtool.backends import kernel
 from nmtool.backends.faults import Defects
-from nmtool.backends.runs import RunTable, run_table
-from nmtool.compiler import Program
+from nmtool.backends.runs import RunTable, by_lines, run_table
 from nmtool.errors import FitError
-from nmtool.fixedpoint import CURRENT_DECAY_OFFSET, DECAY_ONE, IntArray, shift
-from nmtool.quantization import QuantizedPopulation
+from nmtool.fixedpoint import ALIGN_BITS, CURRENT_DECAY_OFFSET, DECAY_ONE, IntArray, shift
+from nmtool.network import IntLike
+from nmtool.quantization import QuantizedNetwork, QuantizedPopulation
 
 Array = npt.NDArray[Any]
 
@@ -61,13 +61,12 @@ class Layout:
         np.take(padded, index, out=table, mode="wrap")
 
 
-def build(program: Program, defects: Defects | None = None) -> Layout:
-    """The tables of a program, its weights not yet filled in.
+def build(net: QuantizedNetwork, defects: Defects | None = None) -> Layout:
+    """The tables of a network, its weights not yet filled in.
 
     Raises:
         FitError: neurons times delays are too many for the emulator's indices of 32 bits.
     """
-    net = program.network
     populations = list(net.populations.values())
     lanes = [_rounded(p.size, kernel.BLOCK) for p in populations]
     first = np.concatenate([[0], np.cumsum(lanes, dtype=np.int64)])
@@ -81,49 +80,48 @@ def build(program: Program, defects: Defects | None = None) -> Layout:
             f"delays up to {net.delay_max}, allowed {INT32_MAX // (depth + 1)} with such delays"
         )
     tables = _Tables(int(first[-1]))
-    rows = [tables.add(name, _runs(program, name), *_ends(program, name, place)) for name in names]
-    threshold, bias, faults = _lanes(program, defects, place, int(first[-1]))
+    rows = [tables.add(name, _runs(net, name, defects), *_ends(net, name, place)) for name in names]
+    lane_tables = _lanes(net, defects, place, int(first[-1]))
     sources = np.array([node[net.projections[name].source] for name in names], dtype=np.int64)
-    drives = _drives(program, node)
+    drives = _drives(net, node)
     return tables.finish(
         {
-            "populations": _populations(program, defects, place, drives),
+            "populations": _populations(net, defects, place, drives),
             "projections": np.array(rows, kernel.PROJECTION),
             "outgoing": np.searchsorted(sources, np.arange(len(node) + 1)).astype(np.int64),
             "drives": np.array([row for _, row in drives], kernel.DRIVE),
-            "threshold": threshold,
-            "bias": bias,
-            "faults": faults,
+            **lane_tables,
             "depth": depth,
         }
     )
 
 
-def _runs(program: Program, name: str) -> RunTable:
-    net = program.network
+def _runs(net: QuantizedNetwork, name: str, defects: Defects | None) -> RunTable:
     projection = net.projections[name]
     source = projection.source
-    return run_table(
+    table = run_table(
         projection.operations, net.shapes[source], projection.delay, net.axonal_delay(source)
     )
+    if defects and source in defects.lines:
+        return by_lines(table, defects.lines[source])
+    return table
 
 
-def _ends(program: Program, name: str, place: Mapping[str, int]) -> tuple[int, int, bool, int]:
+def _ends(net: QuantizedNetwork, name: str, place: Mapping[str, int]) -> tuple[int, int, bool, int]:
     """First lane and size of the target, whether messages are graded, weights that fit 16 bits."""
-    projection = program.network.projections[name]
+    projection = net.projections[name]
     format = projection.format
     largest = shift(np.int64(max(-format.minimum, format.maximum)), format.exponent)
     return (
         place[projection.target],
-        program.network.sizes[projection.target],
-        program.network.graded(projection.source),
+        net.sizes[projection.target],
+        net.graded(projection.source),
         max(1, INT16_MAX // max(1, int(largest))),
     )
 
 
-def _drives(program: Program, node: Mapping[str, int]) -> list[tuple[str, tuple[int, ...]]]:
+def _drives(net: QuantizedNetwork, node: Mapping[str, int]) -> list[tuple[str, tuple[int, ...]]]:
     """The driven populations and the kernel's rows, sorted by population."""
-    net = program.network
     order = list(net.populations)
     rows = [
         (
@@ -141,38 +139,42 @@ def _drives(program: Program, node: Mapping[str, int]) -> list[tuple[str, tuple[
 
 
 def _lanes(
-    program: Program, defects: Defects | None, place: Mapping[str, int], lanes: int
-) -> tuple[Array, Array, Array]:
-    """Threshold, bias and faults of every lane."""
-    threshold, bias = aligned(lanes, np.int32), aligned(lanes, np.int32)
-    faults = aligned(lanes, np.uint8)
-    threshold[:] = kernel.NEVER
-    for name, p in program.network.populations.items():
-        own = slice(place[name], place[name] + p.size)
-        threshold[own] = p.effective_threshold
-        bias[own] = p.bias
+    net: QuantizedNetwork, defects: Defects | None, place: Mapping[str, int], lanes: int
+) -> dict[str, Array]:
+    """Threshold, bias, faults and, where they may differ, decays of every lane."""
+    own = lanes if defects else 0
+    tables = {name: aligned(lanes, np.int32) for name in ("threshold", "bias")}
+    tables |= {name: aligned(own, np.int32) for name in ("keep_u", "keep_v")}
+    tables["faults"] = aligned(lanes, np.uint8)
+    tables["threshold"][:] = kernel.NEVER
+    for name, p in net.populations.items():
+        own_lanes = slice(place[name], place[name] + p.size)
+        tables["threshold"][own_lanes] = p.effective_threshold
+        tables["bias"][own_lanes] = p.bias
         if defects:
-            faults[place[name] + defects.dead[name]] = kernel.DEAD
-            faults[place[name] + defects.stuck[name]] = kernel.STUCK
-    return threshold, bias, faults
+            tables["threshold"][own_lanes] = defects.threshold_of(name) << ALIGN_BITS
+            tables["keep_u"][own_lanes] = _keep_u(defects.decay_u[name])
+            tables["keep_v"][own_lanes] = _keep_v(defects.decay_v[name])
+            tables["faults"][place[name] + defects.dead[name]] = kernel.DEAD
+            tables["faults"][place[name] + defects.stuck[name]] = kernel.STUCK
+    return tables
 
 
 def _populations(
-    program: Program,
+    net: QuantizedNetwork,
     defects: Defects | None,
     place: Mapping[str, int],
     drives: Sequence[tuple[str, tuple[int, ...]]],
 ) -> Array:
     table = np.zeros(len(place), kernel.POPULATION)
     driven = [name for name, _ in drives]
-    for row, (name, p) in zip(table, program.network.populations.items(), strict=True):
-        faulty = defects is not None and bool(len(defects.dead[name]) + len(defects.stuck[name]))
+    for row, (name, p) in zip(table, net.populations.items(), strict=True):
         begin = driven.index(name) if name in driven else 0
         values = {
             "first": place[name],
             "size": p.size,
             "model": MODELS[p.model],
-            "special": faulty or p.refractory_delay > 1,
+            "special": _special(name, p, defects),
             "drive_begin": begin,
             "drive_end": begin + driven.count(name),
             "record": -1,
@@ -185,11 +187,30 @@ def _populations(
     return table
 
 
-def _registers(p: QuantizedPopulation) -> dict[str, int]:
+def _special(name: str, p: QuantizedPopulation, defects: Defects | None) -> int:
+    """Which update the neurons of a population need."""
+    if defects:
+        decays = ((defects.decay_u, p.decay_u), (defects.decay_v, p.decay_v))
+        if any(np.any(own[name] != usual) for own, usual in decays):
+            return kernel.OWN_DECAYS
+        if len(defects.dead[name]) + len(defects.stuck[name]):
+            return kernel.SPECIAL
+    return kernel.SPECIAL if p.refractory_delay > 1 else 0
+
+
+def _keep_u(decay: IntLike) -> IntLike:
+    return DECAY_ONE - decay - CURRENT_DECAY_OFFSET
+
+
+def _keep_v(decay: IntLike) -> IntLike:
+    return DECAY_ONE - decay
+
+
+def _registers(p: QuantizedPopulation) -> dict[str, IntLike]:
     interval = p.reset.interval if p.reset else 0
     return {
-        "keep_u": DECAY_ONE - p.decay_u - CURRENT_DECAY_OFFSET,
-        "keep_v": DECAY_ONE - p.decay_v,
+        "keep_u": _keep_u(p.decay_u),
+        "keep_v": _keep_v(p.decay_v),
         "refractory": p.refractory_delay - 1,
         "reset_interval": interval,
         "reset_offset": p.reset.offset % interval if p.reset else 0,

@@ -21,13 +21,16 @@ import numpy as np
 from nmtool.backends import kernel
 from nmtool.backends.base import InputBatch, Progress, Quantity, refuse_unsupported
 from nmtool.backends.circuit import Array, Layout, aligned, build
-from nmtool.backends.faults import Defects, draw
+from nmtool.backends.faults import Defects
+from nmtool.backends.injected import defects_of
 from nmtool.backends.limits import FAULT_LIMITS, LIMITS
 from nmtool.backends.simulator import Order, Outcome, SimulatorSession, Stream
-from nmtool.chip import Faults
+from nmtool.chip import ChipSpec
 from nmtool.compiler import Program
 from nmtool.compiler.features import Feature
-from nmtool.fixedpoint import IntArray, shift
+from nmtool.faultmodel import Faults
+from nmtool.fixedpoint import BoolArray, IntArray, shift
+from nmtool.quantization import QuantizedNetwork
 from nmtool.spikes import SpikeTrain
 
 PIECE = 20_000_000
@@ -54,12 +57,14 @@ class EmulatorBackend:
     """Runs programs in compiled code; with ``faults`` it acts out invented defects.
 
     ``threads`` share the samples of a run: all cores that the process may use unless given.
+    ``chip`` is the one whose registers faults change: the program's, by its name, unless given.
     """
 
     faults: Faults | None = None
     timeout: float | None = None
     threads: int | None = None
     name: str = "emulator"
+    chip: ChipSpec | None = None
 
     @property
     def limits(self) -> Mapping[Feature, str]:
@@ -67,9 +72,9 @@ class EmulatorBackend:
         return FAULT_LIMITS if self.faults else LIMITS["emulator"]
 
     def open(self, program: Program) -> EmulatorSession:
-        """Load a program, with the defects that the seed of the faults gives it."""
+        """Load a program, with the defects that the faults give it."""
         refuse_unsupported(self.name, self.limits, program)
-        defects = draw(program, self.faults) if self.faults else None
+        defects = defects_of(program, self.faults, self.chip)
         threads = self.threads or len(os.sched_getaffinity(0))
         return EmulatorSession(program, defects, self.timeout, threads)
 
@@ -107,6 +112,7 @@ class _Task:
     record: kernel.Record
     first: int
     last: int
+    singles: kernel.Singles | None = None
 
 
 @dataclass
@@ -129,7 +135,9 @@ class EmulatorSession(SimulatorSession[kernel.State]):
     ) -> None:
         super().__init__(program, defects, timeout)
         self._threads = threads
-        self._layout: Layout = build(program, defects)
+        self._layout: Layout = build(self._network, defects)
+        self._carrying = self._kept_lanes()
+        self._singles = _singles(self._network, defects)
         for name in program.network.projections:
             self._store(name)
         self._idle: list[_Worker] = []
@@ -145,11 +153,19 @@ class EmulatorSession(SimulatorSession[kernel.State]):
             self._pool = None
 
     def _store(self, name: str) -> None:
-        projection = self.program.network.projections[name]
-        mantissa = projection.weight_mantissa
-        if self._defects:
-            mantissa = self._defects.stored(name, mantissa, projection.format)
-        self._layout.fill(name, shift(mantissa, projection.format.exponent))
+        exponent = self._network.projections[name].format.exponent
+        self._layout.fill(name, shift(self._mantissa(name), exponent))
+
+    def _kept_lanes(self) -> BoolArray | None:
+        """The lanes that are not reset between the samples of a run, if there are any."""
+        if self._defects is None or not self._defects.kept:
+            return None
+        tables = self._layout.tables
+        kept = np.zeros(tables.threshold.size, dtype=np.bool_)
+        for name, row in zip(self._network.populations, tables.populations, strict=True):
+            begin = int(row["first"])
+            kept[begin : begin + int(row["size"])] = name in self._defects.kept
+        return kept
 
     def _fresh(self, n_samples: int) -> kernel.State:
         tables = self._layout.tables
@@ -228,6 +244,8 @@ class EmulatorSession(SimulatorSession[kernel.State]):
         batch = order.batch
         lanes = self._layout.tables.threshold.size
         work = batch.n_samples * batch.n_steps * lanes
+        if self._carrying is not None:
+            work = 0  # one sample after the other, so one thread
         count = max(1, min(self._threads, batch.n_samples, 1 + work // WORTH_A_THREAD))
         edges = [batch.n_samples * i // count for i in range(count + 1)]
         return [
@@ -263,14 +281,29 @@ class EmulatorSession(SimulatorSession[kernel.State]):
         if stream:
             set_up["kept"], set_up["start"] = 1, stream.step
             kernel.attach(machine, stream.state)
-        if self._defects and self._defects.faults.spike_loss:
+        if self._carrying is not None and stream is None:
+            set_up["fresh"], set_up["samples"] = 0, min(first + 1, last)
+            _carry_over(worker.state, np.zeros_like(self._carrying), 0)
+        singles = None
+        if self._defects and (self._defects.faults.spike_loss or self._singles.held.size):
             faults = self._defects.faults
             set_up["faulty"] = 1
             set_up["chance"] = kernel.chance(faults.spike_loss)
             set_up["seed"], set_up["run"] = faults.seed, order.run
+            singles = self._held_by(stream)
+            set_up["singles"] = singles.held.size
+            kernel.attach(machine, singles)
         kernel.attach(machine, inputs)
         kernel.attach(machine, record)
-        return _Task(machine, worker, record, first, last)
+        return _Task(machine, worker, record, first, last, singles)
+
+    def _held_by(self, stream: Stream[kernel.State] | None) -> kernel.Singles:
+        """The single spikes; which late ones are on their way is kept from piece to piece."""
+        if stream is None:
+            return self._singles._replace(held=np.zeros_like(self._singles.held))
+        if stream.step == 0:
+            self._singles.held[:] = 0
+        return self._singles
 
     def _new_record(self, probes: _Probes, worker: _Worker, columns: int) -> kernel.Record:
         """Records with room for as many events as the session has seen; they grow where needed."""
@@ -324,8 +357,11 @@ class EmulatorSession(SimulatorSession[kernel.State]):
             run.done[task.first] = done + int(machine["step"])
             if progress:
                 progress(sum(run.done.copy().values()), run.total)
-            if state == kernel.DONE:
+            if state == kernel.DONE and machine["samples"] == task.last:
                 return
+            if state == kernel.DONE and self._carrying is not None:
+                _carry_over(task.worker.state, self._carrying, int(machine["steps"]))
+                machine["samples"] += 1
             if run.deadline is not None and time.monotonic() > run.deadline:
                 raise self._too_slow(sum(run.done.copy().values()), run.total)
 
@@ -336,9 +372,14 @@ class EmulatorSession(SimulatorSession[kernel.State]):
             shape = (batch.n_samples, batch.n_steps, net.sizes[name])
             values = probes.states[begin : begin + int(np.prod(shape))].reshape(shape)
             states[quantity][name] = np.ascontiguousarray(values.transpose(0, 2, 1), dtype=np.int64)
+        lines = self._defects.lines if self._defects else {}
+        for arrays in states.values():
+            for name in lines.keys() & arrays.keys():
+                arrays[name] = arrays[name][:, np.argsort(lines[name])]
         spikes = {}
         for k, name in enumerate(probes.names.get("spikes", ())):
-            train = spikes[name] = _train(tasks, k, batch, net.sizes[name], net.graded(name))
+            train = _train(tasks, k, batch, net.sizes[name], net.graded(name))
+            spikes[name] = train.relabelled(lines[name]) if name in lines else train
             rate = len(train) / max(1, net.sizes[name] * batch.n_samples * batch.n_steps)
             self._rates[name] = max(rate, self._rates.get(name, 0.0))
         counters = {
@@ -346,6 +387,35 @@ class EmulatorSession(SimulatorSession[kernel.State]):
             for name, column in _COUNTERS.items()
         }
         return Outcome(spikes, states["current"], states["voltage"], counters)
+
+
+def _singles(net: QuantizedNetwork, defects: Defects | None) -> kernel.Singles:
+    """The single spikes that are lost or late, as the kernel's table."""
+    node = {name: index for index, name in enumerate((*net.inputs, *net.populations))}
+    rows = [
+        (
+            kernel.LATE_SPIKE if s.kind == "late_spike" else kernel.LOST_SPIKE,
+            s.sample,
+            node[s.population],
+            s.step,
+            s.neuron,
+        )
+        for s in (defects.singles if defects else ())
+    ]
+    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
+    return kernel.Singles(table, np.zeros(len(rows), dtype=np.uint8))
+
+
+def _carry_over(state: kernel.State, kept: BoolArray, steps: int) -> None:
+    """Make the state after so many steps that of a sample's start, all zero but the kept lanes."""
+    lanes = kept.size
+    ring = state.ring[0, : state.dirty.shape[1] * kernel.BLOCK].reshape(-1, lanes)
+    ring[:-1] = np.where(kept, np.roll(ring[:-1], -steps, axis=0), 0)
+    ring[-1] = 0
+    for values in (state.u, state.v, state.third):
+        values[:, ~kept] = 0
+    state.dirty[0] = ring.reshape(-1, kernel.BLOCK).any(axis=1)
+    state.awake[:] = 1
 
 
 def _inputs(program: Program, batch: InputBatch) -> kernel.Inputs:

@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from nmtool.chip import Faults, SynapseFormat
+from nmtool.chip import ChipSpec, SynapseFormat, load_chip
 from nmtool.compiler import Program
+from nmtool.faultmodel import Faults, SpikeFault
 from nmtool.fixedpoint import BoolArray, IntArray
+from nmtool.quantization import QuantizedNetwork
 
 LISTED_WEIGHTS = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class Defects:
-    """The defects that one seed gives one program.
+    """The defects that one seed and the injected faults give one program.
 
-    ``dead`` and ``stuck`` are sorted neuron indices by population; ``flips`` has, for every
-    projection, the bits of each stored weight that read back inverted (shape of the weights).
+    ``network`` is what was loaded, with the delays and periodic resets that act. ``dead`` and
+    ``stuck`` are sorted neuron indices by population; ``flips`` has, for every projection, the bits
+    of each stored weight that read back inverted (shape of the weights), ``stale`` where writes do
+    not land. ``threshold``, ``decay_u`` and ``decay_v`` are the registers of every neuron as
+    written, ``threshold_flips`` the bits of the thresholds that read back inverted.
+
+    ``kept`` are the populations that are not reset between the samples of a run, ``lines`` has the
+    output line of each neuron where they are exchanged, ``singles`` are the single spikes that are
+    lost or late, and ``steps`` is where the recording of a sample ends.
     """
 
     faults: Faults
+    network: QuantizedNetwork
     dead: Mapping[str, IntArray]
     stuck: Mapping[str, IntArray]
     flips: Mapping[str, IntArray]
+    stale: Mapping[str, BoolArray]
+    threshold: Mapping[str, IntArray]
+    threshold_flips: Mapping[str, IntArray]
+    decay_u: Mapping[str, IntArray]
+    decay_v: Mapping[str, IntArray]
+    kept: frozenset[str] = frozenset()
+    lines: Mapping[str, IntArray] = field(default_factory=dict)
+    singles: tuple[SpikeFault, ...] = ()
+    steps: int | None = None
 
     def fire(self, population: str, spikes: BoolArray) -> BoolArray:
         """Spikes (samples, neurons) with the dead neurons silent and the stuck ones spiking."""
@@ -34,11 +53,38 @@ class Defects:
         spikes[:, self.stuck[population]] = True
         return spikes
 
-    def deliver(self, spikes: BoolArray, run: int, node: int, step: int) -> BoolArray:
-        """The spikes (samples, neurons) of a node that are not lost on their way.
+    def displace(
+        self, population: str, spikes: BoolArray, step: int, first: int, held: set[int]
+    ) -> BoolArray:
+        """Spikes (samples, neurons) without those lost or late, and with those that were late.
+
+        ``held`` are the numbers of the late spikes on their way; it is updated. ``first`` is the
+        number of the first sample.
+        """
+        here = [
+            (k, single, (single.sample - first, single.neuron))
+            for k, single in enumerate(self.singles)
+            if single.population == population and 0 <= single.sample - first < len(spikes)
+        ]
+        left = spikes.copy() if here else spikes
+        for k, single, place in here:
+            if single.step == step and left[place]:
+                left[place] = False
+                if single.kind == "late_spike":
+                    held.add(k)
+        for k, single, place in here:
+            if single.step + 1 == step and k in held:
+                left[place] = True
+                held.discard(k)
+        return left
+
+    def deliver(
+        self, spikes: BoolArray, run: int, node: int, step: int, first: int = 0
+    ) -> BoolArray:
+        """The spikes (samples, neurons) of a node that are not lost on their way by chance.
 
         Whether one is lost depends on the seed and on where and when it is sent, on nothing else.
-        ``node`` counts inputs, then populations.
+        ``node`` counts inputs, then populations; ``first`` is the number of the first sample.
         """
         if not self.faults.spike_loss:
             return spikes
@@ -46,7 +92,13 @@ class Defects:
 
         sample, neuron = np.nonzero(spikes)
         gone = lost(
-            chance(self.faults.spike_loss), self.faults.seed, run, sample, node, step, neuron
+            chance(self.faults.spike_loss),
+            self.faults.seed,
+            run,
+            sample + first,
+            node,
+            step,
+            neuron,
         )
         left = spikes.copy()
         left[sample[gone], neuron[gone]] = False
@@ -54,22 +106,34 @@ class Defects:
 
     def stored(self, projection: str, mantissa: IntArray, format: SynapseFormat) -> IntArray:
         """What the synapse memory gives back for the mantissas written to it."""
-        return read_back(mantissa, self.flips[projection], format)
+        loaded = self.network.projections[projection].weight_mantissa
+        landed = np.where(self.stale[projection], loaded, mantissa)
+        return read_back(landed, self.flips[projection], format)
+
+    def threshold_of(self, population: str) -> IntArray:
+        """The threshold mantissa of every neuron, as it reads back."""
+        return self.threshold[population] ^ self.threshold_flips[population]
 
     def listing(self) -> dict[str, Any]:
         """Every defect by name, for the provenance of a recording."""
-        flipped = {
-            name: [[*map(int, index), int(bits[tuple(index)])] for index in np.argwhere(bits)]
-            for name, bits in self.flips.items()
-        }
+        flipped = {name: _marked(bits) for name, bits in self.flips.items()}
+        stale = {name: np.argwhere(mask).tolist() for name, mask in self.stale.items()}
         return {
             "label": "simulator with invented defects, not a chip",
-            **self.faults.model_dump(),
+            **self.faults.model_dump(mode="json"),
             "dead": {name: index.tolist() for name, index in self.dead.items()},
             "stuck": {name: index.tolist() for name, index in self.stuck.items()},
             "flipped": {name: rows[:LISTED_WEIGHTS] for name, rows in flipped.items()},
             "flipped_weights": {name: len(rows) for name, rows in flipped.items()},
+            "flipped_thresholds": {n: _marked(bits) for n, bits in self.threshold_flips.items()},
+            "stale": {name: rows[:LISTED_WEIGHTS] for name, rows in stale.items()},
+            "stale_weights": {name: len(rows) for name, rows in stale.items()},
         }
+
+
+def _marked(bits: IntArray) -> list[list[int]]:
+    """The index of every element that is not 0, and the element behind it."""
+    return [[*map(int, index), int(bits[tuple(index)])] for index in np.argwhere(bits)]
 
 
 def read_back(mantissa: IntArray, flips: IntArray, format: SynapseFormat) -> IntArray:
@@ -87,35 +151,58 @@ def read_back(mantissa: IntArray, flips: IntArray, format: SynapseFormat) -> Int
     return np.asarray(flipped * format.step)
 
 
-def draw(program: Program, faults: Faults) -> Defects:
-    """Draw the defects of a program; every kind has a stream of its own under the seed.
+def draw(program: Program, faults: Faults, chip: ChipSpec | None = None) -> Defects:
+    """Draw the random defects of a program; every kind has a stream of its own under the seed.
 
     Names are taken in alphabetical order: one fingerprint and one seed give one set of defects.
+    ``chip`` is found by its name unless given.
     """
+    net, bits = program.network, 0
+    if faults.threshold_bit_flips:
+        bits = (chip or load_chip(program.chip)).threshold_bits
     dead: dict[str, IntArray] = {}
     stuck: dict[str, IntArray] = {}
-    for index, (name, population) in enumerate(sorted(program.network.populations.items())):
+    threshold_flips: dict[str, IntArray] = {}
+    for index, (name, population) in enumerate(sorted(net.populations.items())):
         rng = np.random.default_rng([faults.seed, 0, index])
         order = rng.permutation(population.size)
         n_dead = round(faults.dead_neurons * population.size)
         n_stuck = min(round(faults.stuck_neurons * population.size), population.size - n_dead)
         dead[name] = np.sort(order[:n_dead])
         stuck[name] = np.sort(order[n_dead : n_dead + n_stuck])
-    flips = {
-        name: _flips(
-            np.random.default_rng([faults.seed, 1, index]),
-            projection.weight_mantissa,
-            projection.weight_bits,
-            faults.weight_bit_flips,
+        threshold_flips[name] = _flips(
+            np.random.default_rng([faults.seed, 2, index]),
+            (population.size,),
+            bits,
+            faults.threshold_bit_flips,
         )
-        for index, (name, projection) in enumerate(sorted(program.network.projections.items()))
-    }
-    return Defects(faults, dead, stuck, flips)
+    flips: dict[str, IntArray] = {}
+    stale: dict[str, BoolArray] = {}
+    for index, (name, projection) in enumerate(sorted(net.projections.items())):
+        shape = projection.weight_mantissa.shape
+        rng = np.random.default_rng([faults.seed, 1, index])
+        flips[name] = _flips(rng, shape, projection.weight_bits, faults.weight_bit_flips)
+        rng = np.random.default_rng([faults.seed, 3, index])
+        stale[name] = _flips(rng, shape, 1, faults.stale_writes).astype(np.bool_)
+    return Defects(
+        faults,
+        net,
+        dead,
+        stuck,
+        flips,
+        stale,
+        {name: np.full(p.size, p.threshold) for name, p in net.populations.items()},
+        threshold_flips,
+        {name: np.full(p.size, p.decay_u) for name, p in net.populations.items()},
+        {name: np.full(p.size, p.decay_v) for name, p in net.populations.items()},
+    )
 
 
-def _flips(rng: np.random.Generator, weight: IntArray, bits: int, fraction: float) -> IntArray:
+def _flips(
+    rng: np.random.Generator, shape: tuple[int, ...], bits: int, fraction: float
+) -> IntArray:
     if not fraction:
-        return np.zeros_like(weight)
-    chosen = rng.random((bits, *weight.shape)) < fraction
-    place = (1 << np.arange(bits)).reshape(-1, *[1] * weight.ndim)
+        return np.zeros(shape, dtype=np.int64)
+    chosen = rng.random((bits, *shape)) < fraction
+    place = (1 << np.arange(bits)).reshape(-1, *[1] * len(shape))
     return np.asarray((chosen * place).sum(axis=0), dtype=np.int64)

@@ -34,6 +34,8 @@ CUBA, DELTA, SIGMA_DELTA, SIGMA = range(4)
 DENSE, RUNS, UNITS = range(3)
 DRIVE_X, DRIVE_BIAS = range(2)
 DEAD, STUCK = 1, 2
+SPECIAL, OWN_DECAYS = 1, 2
+LOST_SPIKE, LATE_SPIKE = range(2)
 DONE, NO_ROOM, PAUSED = range(3)
 
 V_LIMIT = STATE_LIMIT - 1
@@ -58,7 +60,7 @@ POPULATION = np.dtype(
         ("refractory", np.int64),
         ("reset_interval", np.int64),  # 0: never
         ("reset_offset", np.int64),
-        ("special", np.int64),  # 1: refractory or with faulty neurons
+        ("special", np.int64),  # SPECIAL: refractory or with faulty neurons, or OWN_DECAYS
         ("relu", np.int64),
         ("state_exp", np.int64),
         ("shift", np.int64),  # spike_exp + state_exp
@@ -103,6 +105,8 @@ class Circuit(NamedTuple):
     threshold: Any  # int32[lanes]: CUBA threshold or vth; NEVER in padding
     bias: Any  # int32[lanes]
     faults: Any  # uint8[lanes]: 0, DEAD or STUCK
+    keep_u: Any  # int32[lanes]: as that of the population, where it has OWN_DECAYS
+    keep_v: Any  # int32[lanes]
     rows: Any  # int64[]: for each row the first of its runs or units, and the end
     pattern: Any  # int32[]: as rows; equal numbers where runs differ in their weights only
     runs: Any  # int32[3 R]: place (delay * lanes + target), weight / 8, length
@@ -155,9 +159,16 @@ class Record(NamedTuple):
     states: Any  # int32[]: u and v per (sample, step, neuron)
 
 
+class Singles(NamedTuple):
+    """Single spikes that are lost or late."""
+
+    single: Any  # int64[S, 5]: LOST_SPIKE or LATE_SPIKE, sample, node, time, neuron
+    held: Any  # uint8[S]: 1 while a late spike is on its way. Written
+
+
 _TABLES = [
     name
-    for part in (Circuit, Inputs, State, Scratch, Record)
+    for part in (Circuit, Inputs, State, Scratch, Record, Singles)
     for name in part._fields
     if name != "depth"
 ]
@@ -179,7 +190,8 @@ MACHINE = np.dtype(
         ("fresh", np.int64),  # 1: every sample begins from reset at its column 0
         ("steady", np.int64),  # 1: `driven` holds what the column before drives
         ("budget", np.int64),  # neuron updates + synaptic operations before a pause
-        ("faulty", np.int64),  # 1: spikes may be lost
+        ("faulty", np.int64),  # 1: spikes may be lost or late
+        ("singles", np.int64),  # rows of `Singles.single`
         ("chance", np.uint64),  # probability of a loss, times 2**53
         ("seed", np.uint64),
         ("run", np.uint64),
@@ -509,8 +521,10 @@ def _masks(context: Any, builder: Any, signature: Any, conditions: Any) -> Any:
 _MASKS = types.UniTuple(types.uint64, 4)
 
 
-def _cuba_lanes(special: bool) -> Any:
+def _cuba_lanes(special: bool, own: bool = False) -> Any:
     """Return the update of the 16 CUBA lanes from `at` on, whose sums are at ring[slot].
+
+    The decays are numbers, or tables of the lanes' `own`.
 
     It gives the masks of the lanes that fired, wrapped, clipped and changed.
     """
@@ -524,10 +538,14 @@ def _cuba_lanes(special: bool) -> Any:
             x = _Vector.load(builder, ring, slot)
             x.same(0).store(ring, slot)
             old_u, old_v = _Vector.load(builder, u, at), _Vector.load(builder, v, at)
-            kept = _decay(old_u, x.same(keep_u) & 8191)
+            if own:
+                keeps = [_Vector.load(builder, keep, at) for keep in (keep_u, keep_v)]
+            else:
+                keeps = [x.same(keep) for keep in (keep_u, keep_v)]
+            kept = _decay(old_u, keeps[0] & 8191)
             new_u = _wrap(kept + (x << 6))
             wrapped = ((new_u - kept) >> 6).compare("!=", x)
-            total = _decay(old_v, x.same(keep_v) & 8191) + new_u
+            total = _decay(old_v, keeps[1] & 8191) + new_u
             total = total + _Vector.load(builder, bias, at)
             new_v = _clip(total)
             clipped = new_v.compare("!=", total)
@@ -550,13 +568,15 @@ def _cuba_lanes(special: bool) -> Any:
 
         number, long = types.int32, types.int64
         return _MASKS(
-            u, v, third, ring, bias, threshold, faults, long, long, number, number, number
-        ), emit
+            u, v, third, ring, bias, threshold, faults, long, long,
+            *((keep_u, keep_v) if own else (number, number)), number,
+        ), emit  # fmt: skip
 
     return intrinsic(update)
 
 
 _cuba, _cuba_special = _cuba_lanes(special=False), _cuba_lanes(special=True)
+_cuba_own = _cuba_lanes(special=True, own=True)
 
 
 @intrinsic
@@ -628,6 +648,7 @@ def _update(m: Any, population: Any, now: Any) -> Any:
     model, relu, special = population.model, population.relu, population.special
     keep_u, keep_v = np.int32(population.keep_u), np.int32(population.keep_v)
     refractory = np.int32(population.refractory)
+    keeps_u, keeps_v = _ints(m.keep_u_at), _ints(m.keep_v_at)
     shift, state_exp = np.int32(population.shift), np.int32(population.state_exp)
     first = population.first
     last = first + population.size
@@ -645,6 +666,11 @@ def _update(m: Any, population: Any, now: Any) -> Any:
                 masks = _graded(
                     u, v, third, ring, bias, threshold, message, i, slot + i, model, relu,
                     shift, state_exp,
+                )  # fmt: skip
+            elif special == OWN_DECAYS:
+                masks = _cuba_own(
+                    u, v, third, ring, bias, threshold, faults, i, slot + i, keeps_u, keeps_v,
+                    refractory,
                 )  # fmt: skip
             elif special:
                 masks = _cuba_special(
@@ -814,8 +840,45 @@ def _send(m: Any, node: Any, now: Any, count: Any) -> None:
 
 
 @njit(**_INNER)
+def _find(neuron: Any, count: Any, which: Any) -> Any:
+    """Return the place of a neuron in a sorted list, or where it would be."""
+    at = 0
+    while at < count and neuron[at] < which:
+        at += 1
+    return at
+
+
+@njit(**_INNER)
+def _displace(m: Any, node: Any, time: Any, count: Any) -> Any:
+    """Take out the single spikes that are lost or late, then put in those that were late."""
+    held, neuron = _bytes(m.held_at), _ints(m.events)
+    for k in range(m.singles):
+        row = _longs(m.single_at + 40 * k)
+        if row[1] == m.sample and row[2] == node and row[3] == time:
+            at = _find(neuron, count, row[4])
+            if at < count and neuron[at] == row[4]:
+                count -= 1
+                for i in range(at, count):
+                    neuron[i] = neuron[i + 1]
+                held[k] = np.uint8(row[0] == LATE_SPIKE)
+    for k in range(m.singles):
+        row = _longs(m.single_at + 40 * k)
+        if row[1] == m.sample and row[2] == node and row[3] + 1 == time and held[k] != 0:
+            held[k] = np.uint8(0)
+            at = _find(neuron, count, row[4])
+            if at == count or neuron[at] != row[4]:
+                for i in range(count, at, -1):
+                    neuron[i] = neuron[i - 1]
+                neuron[at] = np.int32(row[4])
+                count += 1
+    return count
+
+
+@njit(**_INNER)
 def _keep(m: Any, node: Any, time: Any, count: Any) -> Any:
     """Keep the events of a node that are not lost, in the work list or where they are."""
+    if m.singles > 0 and node >= m.inputs:
+        count = _displace(m, node, time, count)
     key = _chain(_chain(_HASH, m.seed), m.run)
     key = _chain(key, m.number + np.uint64(m.sample))
     key = _chain(_chain(key, np.uint64(node)), np.uint64(time))

@@ -24,8 +24,8 @@ LIMITS: Mapping[str, Limits] = {
 }
 
 FAULT_LIMITS: Limits = dict.fromkeys(
-    ("delta", "sigma delta", "sigma", "graded input", "bias input"),
-    "the fault model knows spikes, not graded messages or registers",
+    ("delta", "sigma delta", "sigma", "graded input"),
+    "the fault model knows spikes, not graded messages",
 )
 """What no simulator runs with faults."""
 

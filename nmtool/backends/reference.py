@@ -7,19 +7,21 @@ updates u, then v, spikes where v is above its threshold, and sets v to 0 there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from nmtool.backends.base import InputBatch, refuse_unsupported, unbatch
-from nmtool.backends.faults import Defects, draw
+from nmtool.backends.base import InputBatch, Quantity, refuse_unsupported, unbatch
+from nmtool.backends.faults import Defects
+from nmtool.backends.injected import defects_of
 from nmtool.backends.limits import FAULT_LIMITS, LIMITS
 from nmtool.backends.simulator import Order, Outcome, SimulatorSession, Stream
-from nmtool.chip import Faults
+from nmtool.chip import ChipSpec
 from nmtool.compiler import Program
 from nmtool.compiler.features import Feature
+from nmtool.faultmodel import Faults
 from nmtool.fixedpoint import CURRENT_DECAY_OFFSET as OFFSET
 from nmtool.fixedpoint import (
     BoolArray,
@@ -40,11 +42,15 @@ from nmtool.spikes import SpikeTrain
 
 @dataclass(frozen=True)
 class ReferenceBackend:
-    """Runs programs in numpy; with ``faults`` it acts out invented defects."""
+    """Runs programs in numpy; with ``faults`` it acts out invented defects.
+
+    ``chip`` is the one whose registers faults change: the program's, by its name, unless given.
+    """
 
     faults: Faults | None = None
     timeout: float | None = None
     name: str = "reference"
+    chip: ChipSpec | None = None
 
     @property
     def limits(self) -> Mapping[Feature, str]:
@@ -52,9 +58,9 @@ class ReferenceBackend:
         return FAULT_LIMITS if self.faults else LIMITS["reference"]
 
     def open(self, program: Program) -> ReferenceSession:
-        """Load a program, with the defects that the seed of the faults gives it."""
+        """Load a program, with the defects that the faults give it."""
         refuse_unsupported(self.name, self.limits, program)
-        defects = draw(program, self.faults) if self.faults else None
+        defects = defects_of(program, self.faults, self.chip)
         return ReferenceSession(program, defects, self.timeout)
 
 
@@ -65,7 +71,7 @@ class _State:
     ``third`` counts down the refractory steps of CUBA neurons and holds the residue of delta
     encoders. ``arriving[population][k]`` is the weighted sum that arrives k steps from now: a spike
     adds its weights where its delay puts them when it is sent, as the chip's dendritic
-    accumulators do.
+    accumulators do. ``first`` is the number of the first sample, ``held`` are late spikes.
     """
 
     n_samples: int
@@ -74,6 +80,8 @@ class _State:
     third: dict[str, IntArray]
     arriving: dict[str, list[IntArray]]
     step: int = 0
+    first: int = 0
+    held: set[int] = field(default_factory=set)
     events: dict[str, int] = field(default_factory=lambda: {"wrapped": 0, "saturated": 0})
 
     def fold(self, event: str, rule: Callable[[IntArray], IntArray], exact: IntArray) -> IntArray:
@@ -97,6 +105,11 @@ class _Synapses:
     operations: Chain
 
 
+_Tape: TypeAlias = dict[Quantity, dict[str, Any]]
+Register: TypeAlias = int | IntArray
+"""What a register of a population holds, or those of its neurons."""
+
+
 class ReferenceSession(SimulatorSession[_State]):
     """A program in memory; nothing to hold or release."""
 
@@ -109,15 +122,12 @@ class ReferenceSession(SimulatorSession[_State]):
             self._store(name)
 
     def _store(self, name: str) -> None:
-        projection = self.program.network.projections[name]
-        mantissa = projection.weight_mantissa
-        if self._defects:
-            mantissa = self._defects.stored(name, mantissa, projection.format)
-        weight = shift(mantissa, projection.format.exponent)
-        if not self.program.network.graded(projection.source):
+        projection = self._network.projections[name]
+        weight = shift(self._mantissa(name), projection.format.exponent)
+        if not self._network.graded(projection.source):
             weight = weight.astype(np.float64)  # sums stay exact, and matrix products are fast
         delay = np.broadcast_to(projection.delay, weight.shape)
-        axonal = np.asarray(self.program.network.axonal_delay(projection.source))
+        axonal = np.asarray(self._network.axonal_delay(projection.source))
         self._synapses[name] = [
             _Synapses(
                 projection.source,
@@ -131,51 +141,102 @@ class ReferenceSession(SimulatorSession[_State]):
         ]
 
     def _fresh(self, n_samples: int) -> _State:
-        net = self.program.network
+        net = self._network
         zero = {n: np.zeros((n_samples, p.size), np.int64) for n, p in net.populations.items()}
         depth = net.delay_max + 2
         arriving = {name: [np.zeros_like(z) for _ in range(depth)] for name, z in zero.items()}
         return _State(n_samples, zero, dict(zero), dict(zero), arriving)
 
     def _advance(self, order: Order, stream: Stream[_State] | None) -> Outcome:
-        batch, net = order.batch, self.program.network
-        state = stream.state if stream else self._fresh(batch.n_samples)
-        node = {name: i for i, name in enumerate((*net.inputs, *net.populations))}
-        tape: dict[str, dict[str, list[Any]]] = {
+        batch = order.batch
+        if stream or self._defects is None or not self._defects.kept:
+            state = stream.state if stream else self._fresh(batch.n_samples)
+            return self._outcome(self._play(order, state), batch, state)
+        state, tapes = self._fresh(1), []
+        for sample in range(batch.n_samples):
+            state = self._following(state, sample, self._defects.kept) if sample else state
+            tapes.append(self._play(order, state))
+        joined = {
+            quantity: {name: np.concatenate([t[quantity][name] for t in tapes]) for name in names}
+            for quantity, names in order.probes.items()
+        }
+        return self._outcome(joined, batch, state)
+
+    def _following(self, before: _State, sample: int, kept: Iterable[str]) -> _State:
+        """The state in which a sample begins that is not wholly reset from the one before."""
+        state = self._fresh(1)
+        state.first, state.events = sample, before.events
+        for name in kept:
+            for new, old in (
+                (state.u, before.u),
+                (state.v, before.v),
+                (state.third, before.third),
+            ):
+                new[name] = old[name]
+            state.arriving[name] = before.arriving[name]
+        return state
+
+    def _play(self, order: Order, state: _State) -> _Tape:
+        """Run the samples of a state; what is probed has the shape (samples, neurons, steps)."""
+        batch = order.batch
+        mine = slice(state.first, state.first + state.n_samples)
+        done = 0 if state.n_samples == batch.n_samples else state.first * batch.n_steps
+        total = batch.n_steps * (batch.n_samples // state.n_samples)
+        tape: dict[Quantity, dict[str, list[Any]]] = {
             quantity: {name: [] for name in names} for quantity, names in order.probes.items()
         }
         for step in range(batch.n_steps):
-            entering = {
-                name: self._deliver(raster[:, :, step], order.run, node[name], state.step)
-                for name, raster in batch.rasters.items()
-            }
-            messages = {
-                name: self._deliver(sent, order.run, node[name], state.step)
-                for name, sent in self._step(state, entering).items()
-            }
+            raw = {name: raster[mine, :, step] for name, raster in batch.rasters.items()}
+            entering = self._delivered(state, raw, order.run)
+            messages = self._delivered(state, self._step(state, entering), order.run)
             state.step += 1
-            now: dict[str, Mapping[str, Any]] = {
+            now: dict[Quantity, Mapping[str, Any]] = {
                 "spikes": messages,
                 "current": state.u,
                 "voltage": state.v,
             }
             for quantity, lists in tape.items():
                 for name, columns in lists.items():
-                    columns.append(now[quantity][name])
+                    values = now[quantity][name]
+                    columns.append(values if quantity == "spikes" else self._lined(name, values))
             self._send(state, {**messages, **entering})
             if order.progress:
-                order.progress(step + 1, batch.n_steps)
+                order.progress(done + step + 1, total)
             if order.deadline is not None and time.monotonic() > order.deadline:
-                raise self._too_slow(step + 1, batch.n_steps)
-        return self._outcome(tape, batch, state)
+                raise self._too_slow(done + step + 1, total)
+        return {
+            quantity: {name: np.stack(columns, axis=-1) for name, columns in lists.items()}
+            for quantity, lists in tape.items()
+        }
 
-    def _deliver(self, sent: Array, run: int, node: int, step: int) -> Array:
-        """What of the messages of a node arrives."""
-        return sent if self._defects is None else self._defects.deliver(sent, run, node, step)
+    def _delivered(self, state: _State, sent: Mapping[str, Array], run: int) -> dict[str, Array]:
+        """What of the messages of nodes arrives, on the lines by which it does."""
+        if self._defects is None:
+            return dict(sent)
+        result = {}
+        net, step, first = self._network, state.step, state.first
+        for node, name in enumerate((*net.inputs, *net.populations)):
+            if name not in sent:
+                continue
+            messages = sent[name]
+            if name in net.populations:
+                messages = self._defects.displace(name, messages, step, first, state.held)
+            if not net.graded(name):
+                messages = self._defects.deliver(messages, run, node, step, first)
+            result[name] = self._lined(name, messages)
+        return result
+
+    def _lined(self, name: str, values: Array) -> Array:
+        """Values (samples, neurons) in the order of the neurons' output lines."""
+        if self._defects is None or name not in self._defects.lines:
+            return values
+        lined = np.empty_like(values)
+        lined[:, self._defects.lines[name]] = values
+        return lined
 
     def _step(self, state: _State, entering: Mapping[str, Array]) -> dict[str, Array]:
         """One step of every population; returns the spikes or messages that leave them."""
-        net = self.program.network
+        net = self._network
         sent: dict[str, Array] = {}
         for name, p in net.populations.items():
             arrived = state.arriving[name].pop(0)
@@ -198,12 +259,13 @@ class ReferenceSession(SimulatorSession[_State]):
     def _cuba(
         self, state: _State, name: str, p: QuantizedPopulation, arrived: IntArray, bias: IntArray
     ) -> BoolArray:
-        total = decay(state.u[name], p.decay_u + OFFSET) + scaled(arrived)
+        decay_u, decay_v, threshold = self._registers(name, p)
+        total = decay(state.u[name], decay_u + OFFSET) + scaled(arrived)
         u = state.fold("wrapped", wrap, total)
-        v = state.fold("saturated", saturate, decay(state.v[name], p.decay_v) + u + bias)
+        v = state.fold("saturated", saturate, decay(state.v[name], decay_v) + u + bias)
         paused = state.third[name] > 0
         v = np.where(paused, 0, v)
-        fired = fires(v, p.threshold) & ~paused
+        fired = fires(v, threshold) & ~paused
         if self._defects:
             fired = self._defects.fire(name, fired)
         state.u[name], state.v[name] = u, np.where(fired, 0, v)
@@ -211,9 +273,16 @@ class ReferenceSession(SimulatorSession[_State]):
         state.third[name] = np.where(fired, p.refractory_delay - 1, count)
         return fired
 
+    def _registers(self, name: str, p: QuantizedPopulation) -> tuple[Register, Register, Register]:
+        """Both decays and the threshold, of a population or of every neuron."""
+        if self._defects is None:
+            return p.decay_u, p.decay_v, p.threshold
+        defects = self._defects
+        return defects.decay_u[name], defects.decay_v[name], defects.threshold_of(name)
+
     def _send(self, state: _State, sent: Mapping[str, Array]) -> None:
         """Add the weights of the spikes of this step where their delays put them."""
-        shapes = self.program.network.shapes
+        shapes = self._network.shapes
         for parts in self._synapses.values():
             for part in parts:
                 spikes = sent[part.source]
@@ -222,13 +291,7 @@ class ReferenceSession(SimulatorSession[_State]):
                 total = apply_chain(part.operations, spikes, shapes[part.source])
                 state.arriving[part.target][part.steps - 1] += total.astype(np.int64)
 
-    def _outcome(
-        self, tape: dict[str, dict[str, list[Any]]], batch: InputBatch, state: _State
-    ) -> Outcome:
-        arrays = {
-            quantity: {name: np.stack(columns, axis=-1) for name, columns in lists.items()}
-            for quantity, lists in tape.items()
-        }
+    def _outcome(self, arrays: _Tape, batch: InputBatch, state: _State) -> Outcome:
         spikes = {
             name: SpikeTrain.from_raster(
                 unbatch(raster, batch.batched), self.program.network.graded(name)

@@ -143,3 +143,9 @@ def _delayed(table: RunTable, delay: IntLike, axonal_delay: IntLike) -> RunTable
     source = np.repeat(np.arange(n_source), np.diff(table.row))
     added = np.broadcast_to(np.asarray(axonal_delay) + delay, n_source)[source]
     return replace(table, delay=(table.delay + added).astype(np.int64))
+
+
+def by_lines(table: RunTable, line: IntArray) -> RunTable:
+    """The table of sources whose spikes leave by other lines: those of neuron i by ``line[i]``."""
+    source = np.arange(line.size)
+    return _through(Connections(source, line, np.zeros_like(source)), table, line.size)

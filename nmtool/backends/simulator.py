@@ -71,6 +71,7 @@ class SimulatorSession(ManagedSession, Generic[S]):
         self.program = program
         self._defects = defects
         self._timeout = timeout
+        self._network = defects.network if defects else program.network
         self._runs = defects.faults.first_run if defects else 0
         self._stream: Stream[S] | None = None
 
@@ -81,7 +82,7 @@ class SimulatorSession(ManagedSession, Generic[S]):
         probe: str | Probe | None = None,
         progress: Progress | None = None,
     ) -> Recording:
-        """Run samples side by side, each from reset."""
+        """Run samples side by side, each from reset; one by one if a fault joins them."""
         batch = input_batch(self.program, spikes, n_steps)
         return self._record(batch, probe, None, progress)
 
@@ -127,6 +128,13 @@ class SimulatorSession(ManagedSession, Generic[S]):
         """Runs so far, by which transient faults are drawn."""
         return self._runs
 
+    def _mantissa(self, projection: str) -> IntArray:
+        """What the synapse memory gives back for the weights of a projection."""
+        written = self.program.network.projections[projection]
+        if self._defects is None:
+            return written.weight_mantissa
+        return self._defects.stored(projection, written.weight_mantissa, written.format)
+
     def _fresh(self, n_samples: int) -> S:
         """The state of samples after a reset."""
         raise NotImplementedError
@@ -152,22 +160,35 @@ class SimulatorSession(ManagedSession, Generic[S]):
         probes = resolve_probe(self.program, probe)
         run, self._runs = self._runs, self._runs + 1
         outcome = self._advance(Order(batch, probes, run, deadline, progress), stream)
+        recorded = self._recorded(batch.n_steps, stream)
         facts = dict(outcome.counters)
         if self._defects:
             facts["faults"] = {**self._defects.listing(), "run": run}
         return Recording(
-            outcome.spikes,
-            {name: unbatch(array, batch.batched) for name, array in outcome.current.items()},
-            {name: unbatch(array, batch.batched) for name, array in outcome.voltage.items()},
+            {name: train.first_steps(recorded) for name, train in outcome.spikes.items()},
+            _cut(outcome.current, batch, recorded),
+            _cut(outcome.voltage, batch, recorded),
             f"{self.name} with faults" if self._defects else self.name,
             self.program.fingerprint,
-            batch.n_steps,
+            recorded,
             time.monotonic() - started,
             facts,
         )
+
+    def _recorded(self, n_steps: int, stream: Stream[S] | None) -> int:
+        """How many of the steps that ran are recorded."""
+        if self._defects is None or self._defects.steps is None:
+            return n_steps
+        before = stream.step if stream else 0
+        return min(n_steps, max(self._defects.steps - before, 0))
 
     def _too_slow(self, done: int, total: int) -> BoardTimeout:
         return BoardTimeout(
             f"{self.name}: not done after {self._timeout:g} s, with {done} of {total} steps; "
             "raise timeouts.run of the target or run fewer samples"
         )
+
+
+def _cut(states: Mapping[str, IntArray], batch: InputBatch, recorded: int) -> dict[str, IntArray]:
+    """The recorded steps of states, in the shape of the input."""
+    return {name: unbatch(array[..., :recorded], batch.batched) for name, array in states.items()}

@@ -120,6 +120,9 @@ def report(
     ):
         if count := recording.provenance.get(event):
             warn(f"{count} {what} at the chip's 24 bits")
+    asked = next((train.n_steps for train in given.spikes.values()), program.reset.n_steps)
+    if recording.n_steps < asked:
+        warn(f"recorded {recording.n_steps} of {asked} steps of each sample")
     if net.checks and not results:
         note(options, f"no check of the program is for {hardware.name}")
     if hardware.faults:

@@ -138,7 +138,7 @@ def _recorded(path: str) -> Recording:
 
 def is_file(operand: str) -> bool:
     """Whether an operand is a file of nmtool's."""
-    return operand.endswith((".h5", ".hdf5"))
+    return operand.endswith((".h5", ".hdf5")) and not operand.startswith(TRAINER)
 
 
 def check_same_program(a: str, left: Recording, b: str, right: Recording) -> None:

@@ -165,6 +165,11 @@ class Loop:
         missing = [n for n in self.program.order if n not in recording.spikes]
         if missing:
             raise ArtifactError(f"measured spikes: found none of {missing}, allowed no missing one")
+        if recording.n_steps < raster.shape[2]:
+            raise ArtifactError(
+                f"measured spikes: found {recording.n_steps} steps of each sample, allowed "
+                f"{raster.shape[2]}; what was not recorded teaches nothing"
+            )
         source = next(iter(self.program.network.inputs))
         return {source: raster, **{n: t.batch() for n, t in recording.spikes.items()}}
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from nmtool import yamlio
-from nmtool.chip import Strict
+from nmtool.yamlio import Strict
 
 
 def _date(value: Any) -> Any:

@@ -473,3 +473,28 @@ def test_an_image_of_another_shape(nmtool, folder):
     assert done.code == 3
     assert "input image: found shape (16, 16), allowed ([samples,] 768, steps)" in done.err
     assert "or ([samples,] 16, 16, 3) to be held for 7 steps" in done.err
+
+
+def test_a_truncated_recording_is_said_and_not_compared(nmtool, folder, rasters, hardware):
+    path = hardware("faults: {injected: [{kind: truncated, steps: 5}]}")
+    arguments = ("--input", "spikes.npy", "-o")
+    done = nmtool("deploy", "run/program.h5", "--hw", path, *arguments, "short.h5")
+    assert done.code == 0
+    assert "warning: recorded 5 of 12 steps of each sample" in done.err
+    short = formats.load_as("short.h5", Recording)
+    assert short.n_steps == 5
+    assert {train.n_steps for train in short.spikes.values()} == {5}
+    assert short.provenance["faults"]["injected"] == [{"kind": "truncated", "steps": 5}]
+    assert nmtool("deploy", "run/program.h5", "--hw", "reference", *arguments, "whole.h5").code == 0
+    done = nmtool("compare", "short.h5", "whole.h5")
+    assert done.code == 3
+    assert "allowed the same on both sides" in done.err
+
+
+@pytest.mark.parametrize("verb", [["deploy", "run/program.h5", "--hw"], ["compare", "reference"]])
+def test_a_fault_without_a_place_is_named_before_anything_runs(nmtool, rasters, hardware, verb):
+    path = hardware("faults: {injected: [{kind: dead, population: hiden, neuron: 1}]}")
+    more = ["--program", "run/program.h5"] if verb[0] == "compare" else []
+    done = nmtool(*verb, path, *more, "--input", "spikes.npy", "--dry-run")
+    assert done.code == 3
+    assert "faults.injected[0]: found the population 'hiden', allowed hidden" in done.err

@@ -392,11 +392,12 @@ def test_deploy_of_an_imported_program_needs_input(nmtool, folder, net):
 
 
 def test_explain_shows_what_a_target_with_faults_cannot_run(nmtool, folder):
-    driven = {"i": Input((3,), "bias", "a")}
+    driven = {"i": Input((3,), "bias", "a"), "j": Input((3,), "graded", "a")}
     network = QuantizedNetwork("n", "loihi2", driven, {"a": population((3,))}, {}, ("a",))
     save(folder / "driven.h5", network)
     done = nmtool("compile", "driven.h5", "--hw", "loihi2-faulty", "--explain", "--json")
     assert done.code == 0
     rows = {row["feature"]: row for row in done.json["features"]}
-    assert "fault model" in rows["bias input"]["loihi2-faulty"]
-    assert rows["bias input"]["emulator"] is True
+    assert "fault model" in rows["graded input"]["loihi2-faulty"]
+    assert rows["graded input"]["emulator"] is True
+    assert rows["bias input"]["loihi2-faulty"] is True

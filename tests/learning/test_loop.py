@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from nmtool.backends import open_session
 from nmtool.config import Readout
 from nmtool.errors import ArtifactError, UnsupportedError
 from nmtool.learning.checkpoint import load_state, save_state
@@ -351,3 +352,11 @@ def test_adam_is_torchs_adam():
         parameter.grad = torch.tensor(gradient)
         optimizer.step()
     np.testing.assert_allclose(state.shadow["w"], parameter.detach().numpy(), rtol=1e-12)
+
+
+def test_a_truncated_recording_teaches_nothing(faulty):
+    target = faulty.hardware.with_faults(injected=[{"kind": "truncated", "steps": 5}])
+    with open_session(faulty.program, target) as session:
+        loop = faulty.loop(session)
+        with pytest.raises(ArtifactError, match="measured spikes: found 5 steps of each sample"):
+            loop.run()

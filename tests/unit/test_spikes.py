@@ -185,3 +185,24 @@ def test_arrays_that_do_not_fit_together_are_refused(changes, message):
 def test_messages_are_whole_numbers_of_32_bits(value):
     with pytest.raises(ConfigError, match=r"graded raster: found .*, allowed whole numbers of 32"):
         SpikeTrain.from_raster(np.full((1, 2), value), graded=True)
+
+
+@given(rasters(), st.integers(0, 6))
+def test_the_first_steps_of_every_sample(raster, steps):
+    found = SpikeTrain.from_raster(raster).first_steps(steps)
+    assert found == SpikeTrain.from_raster(raster[..., :steps])
+    assert found.to_raster().shape == raster[..., :steps].shape
+
+
+@given(rasters(), st.randoms(use_true_random=False))
+def test_other_neurons_have_the_same_spikes(raster, random):
+    order = [*range(raster.shape[-2])]
+    random.shuffle(order)
+    expected = np.zeros_like(raster)
+    expected[..., order, :] = raster
+    found = SpikeTrain.from_raster(raster).relabelled(np.array(order, dtype=np.int64))
+    assert found == SpikeTrain.from_raster(expected)
+    number = np.arange(1, raster.shape[-1] + 1)
+    graded = SpikeTrain.from_raster(raster * number, graded=True)
+    found = graded.relabelled(np.array(order, dtype=np.int64)).to_raster()
+    np.testing.assert_array_equal(found, expected * number)

@@ -1,0 +1,156 @@
+"""The fault model's config: random defects drawn from a seed, and single faults by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from nmtool.yamlio import Fraction, Strict
+
+
+def _not_zero(value: int) -> int:
+    if not value:
+        raise ValueError("a whole number other than 0")
+    return value
+
+
+_MOST = (1 << 31) - 1
+Index = Annotated[int, Field(ge=0, le=_MOST)]
+Steps = Annotated[int, Field(ge=1, le=_MOST)]
+Change = Annotated[int, Field(ge=-_MOST, le=_MOST), AfterValidator(_not_zero)]
+Place = Annotated[tuple[Index, ...], Field(strict=False)]
+"""An index into the ``weight_mantissa`` array of a projection."""
+
+
+class FaultyNeuron(Strict):
+    """A neuron that never spikes (``dead``) or spikes at every step (``stuck``)."""
+
+    kind: Literal["dead", "stuck"]
+    population: str
+    neuron: Index
+
+
+class FaultyRegister(Strict):
+    """A register that holds ``by`` more: of one neuron, or of a whole population.
+
+    ``threshold`` counts in mantissas (64 units of v); the decays are ``decay_u`` and ``decay_v``.
+    """
+
+    kind: Literal["threshold", "decay_u", "decay_v"]
+    population: str
+    neuron: Index | None = None
+    by: Change
+
+
+class WeightBit(Strict):
+    """A stored bit of one weight (bit 0 the lowest) that reads back inverted."""
+
+    kind: Literal["weight_bit"]
+    projection: str
+    weight: Place
+    bit: Index
+
+
+class StaleWrite(Strict):
+    """Weights, one or all of a projection, that stay as they were when the session was opened."""
+
+    kind: Literal["stale_write"]
+    projection: str
+    weight: Place | None = None
+
+
+class LateProjection(Strict):
+    """A projection through which all spikes arrive ``by`` steps later."""
+
+    kind: Literal["delay"]
+    projection: str
+    by: Steps
+
+
+class MissingReset(Strict):
+    """A population whose periodic reset does not happen.
+
+    Without a periodic reset it is the one between the samples of a run: sample k + 1 begins with
+    the u, v and refractory count, and with the spikes in flight to the population, that sample k
+    left, as in one long run without the hold between samples.
+    """
+
+    kind: Literal["missing_reset"]
+    population: str
+
+
+class ResetPhase(Strict):
+    """A periodic reset that happens ``by`` steps later."""
+
+    kind: Literal["reset_phase"]
+    population: str
+    by: Steps
+
+
+class Swapped(Strict):
+    """Two neurons whose output lines are exchanged: spikes, and the states as probed."""
+
+    kind: Literal["swapped"]
+    population: str
+    neurons: Annotated[tuple[Index, ...], Field(strict=False, min_length=2, max_length=2)]
+
+
+class SpikeFault(Strict):
+    """One spike that reaches neither targets nor probe, or reaches them one step later.
+
+    A late one merges with a spike that is there already; one of the last step never arrives. If
+    the neuron does not spike there, nothing happens. Its v is reset all the same.
+    """
+
+    kind: Literal["lost_spike", "late_spike"]
+    population: str
+    neuron: Index
+    sample: Index
+    step: Index
+
+
+class Truncated(Strict):
+    """A recording that ends after ``steps`` steps of each sample."""
+
+    kind: Literal["truncated"]
+    steps: Steps
+
+
+Injected = Annotated[
+    FaultyNeuron
+    | FaultyRegister
+    | WeightBit
+    | StaleWrite
+    | LateProjection
+    | MissingReset
+    | ResetPhase
+    | Swapped
+    | SpikeFault
+    | Truncated,
+    Field(discriminator="kind"),
+]
+"""One named fault."""
+
+
+class Faults(Strict):
+    """Invented defects of a simulator: random ones, all drawn from ``seed``, and ``injected`` ones.
+
+    ``dead_neurons`` never spike and ``stuck_neurons`` spike at every step: fractions of each
+    population, rounded to whole neurons, drawn without replacement. ``weight_bit_flips`` and
+    ``threshold_bit_flips``: the fraction of the stored bits of weights and thresholds that read
+    back inverted, whatever is written. ``stale_writes``: the fraction of the weights on which
+    ``write_weights`` has no effect. ``spike_loss``: the probability that a spike of an input or a
+    neuron reaches neither its targets nor the probe; it is drawn anew in every run, and
+    ``first_run`` says where that sequence begins.
+    """
+
+    seed: int = 0
+    dead_neurons: Fraction = 0.0
+    stuck_neurons: Fraction = 0.0
+    weight_bit_flips: Fraction = 0.0
+    threshold_bit_flips: Fraction = 0.0
+    stale_writes: Fraction = 0.0
+    spike_loss: Fraction = 0.0
+    first_run: Annotated[int, Field(ge=0)] = 0
+    injected: Annotated[tuple[Injected, ...], Field(strict=False)] = ()
