@@ -129,6 +129,6 @@ class Suite:
                 f"{v.allowed}"
                 for v in outcome.evidence.verdicts
             ]
-            if outcome.status in ("error", "skipped"):
+            if outcome.status != "regression":
                 lines += [f"  {line}" for line in outcome.message.splitlines()]
         return "\n".join(lines) or "nothing is in quarantine here"

@@ -73,10 +73,18 @@ def check_golden(
             )
         runs.append(run)
         verdicts = tuple(judge(golden, run, policies))
-        return Evidence(verdicts, facts(golden, run))
+        return Evidence(verdicts, facts(golden, run), _uncovered(run))
 
     outcome = run_case(str(path), hardware.name, act)
     return outcome, runs[0] if runs else None
+
+
+def _uncovered(run: Recording) -> str:
+    """What to say where a target with injected faults passes."""
+    injected = run.provenance.get("faults", {}).get("injected")
+    if not injected:
+        return ""
+    return f"{len(injected)} injected faults change nothing: they are not covered by this input"
 
 
 def facts(golden: Golden, run: Recording) -> dict[str, Any]:

@@ -18,10 +18,11 @@ BADNESS = (0, 7, 8, 4, 1, 5, 6, 3, 10, 9, 2, 70)
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a case measured."""
+    """What a case measured; ``note`` is said of it where it passes."""
 
     verdicts: tuple[Verdict, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
@@ -79,7 +80,7 @@ def run_case(case: str, target: str, act: Callable[[], Evidence]) -> Outcome:
     if failed:
         lines = (f"{v.policy}: found {v.found}, allowed {v.allowed}" for v in failed)
         return ended("regression", CheckFailed.exit_code, "\n".join(lines), evidence)
-    return ended("passed", 0, "", evidence)
+    return ended("passed", 0, evidence.note, evidence)
 
 
 def _facts(error: NmtoolError) -> dict[str, Any]:

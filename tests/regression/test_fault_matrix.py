@@ -1,0 +1,262 @@
+"""Every kind of fault, in every kind of network: is it found, in the right place, by its name?
+
+Each fault is injected into a simulator. A golden check must fail where any probed value differs;
+bisect must name the population, the neuron and the first step that differ, and the cause. A fault
+that changes nothing on the golden input is not covered by it, and is listed as that.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import regression_networks as nets
+
+from nmtool.backends import open_session
+from nmtool.chip import load_hardware
+from nmtool.regression.bisect import bisect
+from nmtool.regression.check import check_golden
+from nmtool.regression.golden import save_golden
+
+RIGHT_CAUSES = 0.9
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One entry of ``faults.injected``, and what bisect should say of it."""
+
+    name: str
+    entry: dict
+    population: str
+    cause: str
+    reset: bool = False
+
+
+def faults(kind):
+    busy, other = BUSY[kind]
+    sample, step = SENT[kind]
+    lost = {"population": "h", "neuron": busy, "sample": sample, "step": step}
+    entries = [
+        Fault("dead", {"kind": "dead", "population": "h", "neuron": busy}, "h", "dead neuron"),
+        Fault("stuck", {"kind": "stuck", "population": "o", "neuron": 2}, "o", "stuck neuron"),
+        Fault(
+            "threshold of one",
+            {"kind": "threshold", "population": "h", "neuron": EDGE[kind], "by": 1},
+            "h",
+            "threshold offset",
+        ),
+        Fault(
+            "threshold of all",
+            {"kind": "threshold", "population": "o", "by": 1},
+            "o",
+            "threshold offset",
+        ),
+        Fault("lost", {"kind": "lost_spike", **lost}, "h", "lost spike"),
+        Fault("late", {"kind": "late_spike", **lost}, "h", "late spike"),
+        Fault("delay in", {"kind": "delay", "projection": "ih", "by": 1}, "h", "delay"),
+        Fault("delay out", {"kind": "delay", "projection": "ho", "by": 1}, "o", "delay"),
+        Fault(
+            "reset between samples",
+            {"kind": "missing_reset", "population": "h"},
+            "h",
+            "missing reset",
+        ),
+        Fault(
+            "periodic reset",
+            {"kind": "missing_reset", "population": "h"},
+            "h",
+            "missing reset",
+            reset=True,
+        ),
+        Fault(
+            "reset phase",
+            {"kind": "reset_phase", "population": "h", "by": 1},
+            "h",
+            "reset phase",
+            reset=True,
+        ),
+        Fault("decay_u", {"kind": "decay_u", "population": "h", "by": 1}, "h", "decay"),
+        Fault("decay_v", {"kind": "decay_v", "population": "o", "by": -1}, "o", "decay"),
+        Fault(
+            "swapped",
+            {"kind": "swapped", "population": "h", "neurons": [busy, other]},
+            "h",
+            "swapped neurons",
+        ),
+    ]
+    if kind == "recurrent":
+        entries.append(
+            Fault("delay back", {"kind": "delay", "projection": "hh", "by": 1}, "h", "delay")
+        )
+    for bit in range(8):
+        entry = {"kind": "weight_bit", "projection": "ih", "weight": WEIGHT[kind], "bit": bit}
+        entries.append(Fault(f"bit {bit}", entry, "h", "weight bit flip"))
+    return entries
+
+
+def target(*entries, backend="reference"):
+    from nmtool.faultmodel import Faults
+
+    healthy = load_hardware(backend)
+    return healthy.model_copy(
+        update={"name": "faulty", "faults": Faults.model_validate({"injected": list(entries)})}
+    )
+
+
+PROGRAMS = {
+    (kind, reset): nets.make_program(kind, nets.EVERY_FOUR if reset else None)
+    for kind in nets.KINDS
+    for reset in (False, True)
+}
+GOLDEN = {key: nets.make_golden(p, probe=nets.ALL) for key, p in PROGRAMS.items()}
+
+
+def _busy(kind):
+    """Two neurons of h that spike, but not alike."""
+    counts = GOLDEN[kind, False].expected.spikes["h"].counts().sum(axis=0)
+    first, second = np.argsort(-counts, kind="stable")[:2]
+    return int(first), int(second)
+
+
+def _sent(kind):
+    """Sample and step of a spike of the busiest neuron that is followed by silence."""
+    raster = GOLDEN[kind, False].expected.spikes["h"].to_raster()[:, BUSY[kind][0]]
+    sample, step = np.argwhere(raster[:, :-1] & ~raster[:, 1:])[0]
+    return int(sample), int(step)
+
+
+def _weight(kind):
+    """A weight into the busiest neuron."""
+    shape = PROGRAMS[kind, False].network.projections["ih"].weight_mantissa.shape
+    return [BUSY[kind][0], 5] if len(shape) == 2 else [1, 1, 1, 1]
+
+
+def _edge(kind):
+    """A neuron of h that once spikes with v less than one threshold unit above its threshold."""
+    golden = GOLDEN[kind, False]
+    for neuron in range(golden.program.network.sizes["h"]):
+        entry = {"kind": "threshold", "population": "h", "neuron": neuron, "by": 1}
+        with open_session(golden.program, target(entry, backend="emulator")) as session:
+            run = session.run(golden.inputs, probe="spikes:h")
+        if run.spikes["h"] != golden.expected.spikes["h"]:
+            return neuron
+    raise AssertionError("no spike is that close to its threshold")
+
+
+BUSY = {kind: _busy(kind) for kind in nets.KINDS}
+SENT = {kind: _sent(kind) for kind in nets.KINDS}
+WEIGHT = {kind: _weight(kind) for kind in nets.KINDS}
+EDGE = {kind: _edge(kind) for kind in nets.KINDS}
+MATRIX = [(kind, fault) for kind in nets.KINDS for fault in faults(kind)]
+
+
+def first_place(a, b, name):
+    """The earliest step at which a population differs in anything, and its first neuron there."""
+    parts = [a.spikes[name].to_raster() != b.spikes[name].to_raster()]
+    parts += [getattr(a, q)[name] != getattr(b, q)[name] for q in ("current", "voltage")]
+    apart = np.any(parts, axis=0)
+    step, sample, neuron = np.argwhere(apart.transpose(2, 0, 1))[0]
+    return int(sample), int(step), int(neuron)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """For every fault of the matrix: the golden check, the bisection and what truly differs."""
+    folder = tmp_path_factory.mktemp("golden")
+    for (kind, reset), golden in GOLDEN.items():
+        save_golden(folder / f"{kind}-{reset}.h5", golden)
+    found = {}
+    for kind, fault in MATRIX:
+        golden = GOLDEN[kind, fault.reset]
+        path = folder / f"{kind}-{fault.reset}.h5"
+        outcome, run = check_golden(path, target(fault.entry))
+        found[kind, fault.name] = (
+            outcome,
+            run,
+            bisect(golden.program, golden.inputs, golden.expected, run),
+        )
+    return found
+
+
+@pytest.mark.parametrize(("kind", "fault"), MATRIX, ids=lambda x: getattr(x, "name", x))
+def test_a_fault_that_changes_anything_fails_the_golden_check(results, kind, fault):
+    outcome, run, found = results[kind, fault.name]
+    expected = GOLDEN[kind, fault.reset].expected
+    differs = any(
+        np.any(expected.spikes[n].to_raster() != run.spikes[n].to_raster())
+        or np.any(expected.current[n] != run.current[n])
+        or np.any(expected.voltage[n] != run.voltage[n])
+        for n in expected.spikes
+    )
+    assert differs, "the golden input does not cover this fault"
+    assert (outcome.status, outcome.code) == ("regression", 1)
+    assert found.population == fault.population
+    if fault.name != "reset between samples":
+        place = first_place(expected, run, fault.population)
+        assert (found.sample, found.step, found.neuron) == place
+
+
+def test_the_cause_is_named_in_nine_of_ten_cases(results):
+    wrong = {
+        (kind, fault.name): [cause.kind for cause in results[kind, fault.name][2].causes]
+        for kind, fault in MATRIX
+        if [cause.kind for cause in results[kind, fault.name][2].causes][:1] != [fault.cause]
+    }
+    assert len(wrong) <= (1 - RIGHT_CAUSES) * len(MATRIX), wrong
+
+
+@pytest.mark.parametrize("kind", nets.KINDS)
+def test_a_stale_write_is_found(kind):
+    """New weights are written, the target keeps the old ones."""
+    golden = GOLDEN[kind, False]
+    rng = np.random.default_rng(3)
+    old = golden.program.network.projections["ih"].weight_mantissa
+    new = np.clip(old + 16 * rng.integers(-2, 3, old.shape), -256, 254)
+    updated = golden.program.with_weights({"ih": new})
+    expected = nets.run(updated, golden.inputs)
+    entry = {"kind": "stale_write", "projection": "ih"}
+    with open_session(golden.program, target(entry)) as session:
+        session.write_weights("ih", new)
+        run = session.run(golden.inputs, probe=nets.ALL)
+    found = bisect(updated, golden.inputs, expected, run, golden.program)
+    assert (found.population, found.causes[0].kind) == ("h", "stale write")
+
+
+@pytest.mark.parametrize("kind", nets.KINDS)
+def test_a_truncated_recording_is_an_error_not_silence(tmp_path, kind):
+    path = tmp_path / "g.h5"
+    save_golden(path, GOLDEN[kind, False])
+    outcome, _ = check_golden(path, target({"kind": "truncated", "steps": 20}))
+    assert (outcome.status, outcome.code) == ("error", 3)
+    assert "cut short" in outcome.message
+
+
+def test_a_fault_that_nothing_shows_is_called_not_covered(tmp_path):
+    """A dead neuron that never spikes anyway, with spikes probed only."""
+    golden = nets.make_golden(PROGRAMS["dense", False])
+    counts = golden.expected.spikes["h"].counts().sum(axis=0)
+    silent = int(np.flatnonzero(counts == 0)[0])
+    path = tmp_path / "g.h5"
+    save_golden(path, golden)
+    outcome, _ = check_golden(path, target({"kind": "dead", "population": "h", "neuron": silent}))
+    assert (outcome.status, outcome.code) == ("passed", 0)
+    assert "not covered by this input" in outcome.message
+
+
+def test_two_hundred_healthy_runs_raise_no_alarm(tmp_path):
+    """In any order, side by side, on the simulators: never a regression, never an error."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    paths = {}
+    for kind in nets.KINDS:
+        paths[kind] = tmp_path / f"{kind}.h5"
+        save_golden(paths[kind], GOLDEN[kind, False])
+    rng = np.random.default_rng(0)
+    jobs = [
+        (nets.KINDS[int(rng.integers(3))], ("emulator", "reference")[int(rng.integers(5) == 0)])
+        for _ in range(200)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(
+            pool.map(lambda job: check_golden(paths[job[0]], load_hardware(job[1]))[0], jobs)
+        )
+    assert {outcome.status for outcome in outcomes} == {"passed"}
