@@ -45,9 +45,9 @@ class CubaLif:
         v[t] = (1 - \alpha_v) v[t-1] + u[t] + b, \quad
         s[t] = v[t] > \vartheta, \quad v[t] \leftarrow v[t] (1 - s[t])
 
-    ``current_decay`` and ``voltage_decay`` are the fractions lost per step, 0 to 1. For the
-    ``refractory_delay - 1`` steps after a spike v stays 0 and u goes on; 1 is no pause, the neuron
-    may spike at every step.
+    ``current_decay`` and ``voltage_decay`` are the fractions lost per step, 0 to 1 (the chip's
+    voltage decay ends at 4095/4096). For the ``refractory_delay - 1`` steps after a spike v stays 0
+    and u goes on; 1 is no pause, the neuron may spike at every step.
     """
 
     threshold: float

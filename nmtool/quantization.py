@@ -22,7 +22,9 @@ from nmtool.fixedpoint import (
     DECAY_ONE,
     STATE_BITS,
     STATE_LIMIT,
+    BoolArray,
     IntArray,
+    decay,
     exact_shift,
     round_nearest,
     shift,
@@ -226,7 +228,8 @@ class ParameterError:
 
     ``wanted`` and ``got`` are ranges as text, errors are in the units of the real parameter,
     ``clipped`` is the fraction of values outside the format, ``dead_rows`` counts target neurons
-    whose weights were not all zero and are now.
+    whose weights were not all zero and are now, ``zeroed`` is the fraction of the values other than
+    zero that became zero.
     """
 
     name: str
@@ -236,6 +239,7 @@ class ParameterError:
     rms_error: float
     clipped: float = 0.0
     dead_rows: int = 0
+    zeroed: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -741,6 +745,7 @@ def weight_error(
         float(np.sqrt(np.mean(difference**2))) if real.size else 0.0,
         float(outside.mean()) if real.size else 0.0,
         int(dead.sum()),
+        float(np.mean(mantissa[real != 0] == 0)) if np.any(real) else 0.0,
     )
 
 
@@ -794,7 +799,7 @@ def state_bounds(network: QuantizedNetwork, n_steps: int) -> list[StateBound]:
     """Worst-case |u| and |v| over ``n_steps`` steps from reset, by interval arithmetic.
 
     Every source may spike at every step. The highest u follows from the positive weights alone,
-    the lowest from the negative ones; v is bounded above by one step past its threshold. Neurons
+    the lowest from the negative ones; v is bounded above by a step from its threshold. Neurons
     that receive graded messages, and sigma-delta neurons, have no such bound and are left out.
     """
     graded = {p.target for p in network.projections.values() if network.graded(p.source)}
@@ -819,9 +824,29 @@ def _state_bound(network: QuantizedNetwork, name: str, n_steps: int) -> StateBou
         v_down = ((v_down * keep_v) >> 12) + u_down + bias_down
         if u_up.max(initial=0) > 1 << 48 or v_down.max(initial=0) > 1 << 48:
             break
-    v_up = population.effective_threshold + u_up + bias_up
+    v_up = ((population.effective_threshold * keep_v) >> 12) + u_up + bias_up
     current = max(u_up.max(initial=0), u_down.max(initial=0))
     return StateBound(name, int(current), int(max(v_up.max(initial=0), v_down.max(initial=0))))
+
+
+def never_firing(network: QuantizedNetwork, name: str, n_steps: int) -> BoolArray:
+    """Which CUBA neurons cannot spike in ``n_steps`` steps from reset, whatever spikes arrive.
+
+    An upper bound of v: every positive weight delivers at every step, and v never falls below 0
+    before a step. It holds where u cannot leave its 24 bits (``state_bounds``).
+    """
+    population = network.populations[name]
+    high = _arriving(network, name, 1)
+    u = v = np.zeros(population.size, dtype=np.int64)
+    never = np.ones(population.size, dtype=np.bool_)
+    for _ in range(n_steps):
+        before = u, v
+        u = np.minimum(decay(u, population.decay_u + CURRENT_DECAY_OFFSET) + high, 1 << 40)
+        v = np.minimum(decay(np.maximum(v, 0), population.decay_v) + u + population.bias, 1 << 40)
+        never &= v <= population.effective_threshold
+        if not never.any() or (np.array_equal(u, before[0]) and np.array_equal(v, before[1])):
+            break
+    return never
 
 
 def _arriving(network: QuantizedNetwork, name: str, sign: int) -> IntArray:

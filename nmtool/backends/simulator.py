@@ -30,10 +30,14 @@ S = TypeVar("S")
 
 @dataclass
 class Stream(Generic[S]):
-    """The state of the samples of a stream, and how many steps it has run."""
+    """The state of the samples of a stream, and how many steps it has run.
+
+    ``run`` counts it among the runs of the session: its pieces are one run.
+    """
 
     n_samples: int
     state: S
+    run: int
     step: int = 0
 
 
@@ -96,7 +100,8 @@ class SimulatorSession(ManagedSession, Generic[S]):
         """
         batch = input_batch(self.program, spikes)
         if self._stream is None:
-            self._stream = Stream(batch.n_samples, self._fresh(batch.n_samples))
+            state = self._fresh(batch.n_samples)
+            self._stream = Stream(batch.n_samples, state, self._next_run())
         if batch.n_samples != self._stream.n_samples:
             raise ConfigError(
                 f"stream: found {batch.n_samples} samples, allowed {self._stream.n_samples} as at "
@@ -128,6 +133,10 @@ class SimulatorSession(ManagedSession, Generic[S]):
         """Runs so far, by which transient faults are drawn."""
         return self._runs
 
+    def _next_run(self) -> int:
+        run, self._runs = self._runs, self._runs + 1
+        return run
+
     def _mantissa(self, projection: str) -> IntArray:
         """What the synapse memory gives back for the weights of a projection."""
         written = self.program.network.projections[projection]
@@ -158,7 +167,7 @@ class SimulatorSession(ManagedSession, Generic[S]):
         started = time.monotonic()
         deadline = started + self._timeout if self._timeout else None
         probes = resolve_probe(self.program, probe)
-        run, self._runs = self._runs, self._runs + 1
+        run = stream.run if stream else self._next_run()
         outcome = self._advance(Order(batch, probes, run, deadline, progress), stream)
         recorded = self._recorded(batch.n_steps, stream)
         facts = dict(outcome.counters)

@@ -8,7 +8,10 @@ import numpy as np
 
 from nmtool.compiler.program import Program
 from nmtool.fixedpoint import BIAS_MANTISSA, DECAY_ONE
-from nmtool.quantization import QuantizedNetwork, QuantizedPopulation
+from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, never_firing
+
+MOST_ZEROED = 1 / 3
+"""More weights than this that become 0 are worth a word; 4 bits make a fifth of them 0."""
 
 
 def cautions(program: Program) -> list[str]:
@@ -17,6 +20,7 @@ def cautions(program: Program) -> list[str]:
         *program.simulators_only,
         *_lost_values(program.network),
         *_silent(program.network),
+        *_never_firing(program),
         *_beyond_state(program),
     ]
 
@@ -28,6 +32,11 @@ def _lost_values(network: QuantizedNetwork) -> Iterator[str]:
                 f"{error.name}: {error.clipped:.2%} of the values were clipped, wanted "
                 f"{error.wanted}, on the chip {error.got}; scale them and the threshold down, or "
                 "train within the range"
+            )
+        if error.zeroed > MOST_ZEROED:
+            yield (
+                f"{error.name}: {error.zeroed:.0%} of the values became 0 ({error.wanted} in "
+                f"{error.got}); a few large ones set the scale of all: limit them, or use more bits"
             )
         if error.dead_rows:
             yield (
@@ -47,6 +56,20 @@ def _silent(network: QuantizedNetwork) -> Iterator[str]:
             yield f"{name}: found no projection, input or bias that feeds it: it never spikes"
         elif source is not None and network.inputs[source].kind == "bias":
             yield from _too_weak(name, population, source)
+
+
+def _never_firing(program: Program) -> Iterator[str]:
+    fed = {projection.target for projection in program.network.projections.values()}
+    for bound in program.bounds:
+        if bound.population not in fed or not bound.safe:
+            continue
+        never = never_firing(program.network, bound.population, program.reset.n_steps)
+        if count := int(never.sum()):
+            yield (
+                f"{bound.population}: {count} of {never.size} neurons can never spike, whatever "
+                "their sources send: v stays at or below the threshold in all "
+                f"{program.reset.n_steps} steps"
+            )
 
 
 def _too_weak(name: str, population: QuantizedPopulation, source: str) -> Iterator[str]:

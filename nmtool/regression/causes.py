@@ -177,7 +177,7 @@ def find_causes(suspect: Suspect) -> list[Cause]:
 def _of_population(suspect: Suspect) -> Iterator[Cause]:
     for rule in (
         _swapped,
-        _lost,
+        _lost_one,
         _threshold_of_all,
         _decay_of_all,
         _reset,
@@ -186,6 +186,7 @@ def _of_population(suspect: Suspect) -> Iterator[Cause]:
         _shared_weight,
         _stale,
         _entering,
+        _lost,
     ):
         yield from rule(suspect)
 
@@ -322,6 +323,13 @@ def _swapped(suspect: Suspect) -> Iterator[Cause]:
     a, b = sorted(map(int, suspect.neurons))
     if suspect.explains(suspect.expected.select([b, a]), [a, b]):
         yield Cause("swapped neurons", f"neurons {a} and {b} are exchanged", (a, b))
+
+
+def _lost_one(suspect: Suspect) -> Iterator[Cause]:
+    """Before causes that last: where the states tell, or where it is a single spike."""
+    apart = int((suspect.expected.spikes & ~suspect.found.spikes).sum())
+    if suspect.found.v is not None or apart == 1:
+        yield from _lost(suspect)
 
 
 def _lost(suspect: Suspect) -> Iterator[Cause]:

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from kinds import program_of, rasters_for, trains
-from networks import make_program
+from networks import make_program, make_spikes
 from test_sessions import ALL, assert_equal
 
-from nmtool.backends import Recording
+from nmtool.backends import Recording, open_session
 from nmtool.backends.emulator import EmulatorBackend
 from nmtool.backends.reference import ReferenceBackend
+from nmtool.chip import load_hardware
 from nmtool.compiler import Program
 from nmtool.faultmodel import Faults
 from nmtool.network import PeriodicReset
+from nmtool.spikes import SpikeTrain
 
 STEPS = 30
 
@@ -277,3 +279,26 @@ def test_threads_do_not_matter(threads: int) -> None:
             found = session.run(trains(program, rasters), probe=ALL)
         with ReferenceBackend(faults).open(program) as session:
             assert_equal(session.run(trains(program, rasters), probe=ALL), found)
+
+
+@pytest.mark.parametrize("backend", ["reference", "emulator"])
+def test_lost_spikes_of_a_stream_do_not_depend_on_its_pieces(backend: str) -> None:
+    program = make_program(2)
+    spikes = make_spikes(program, 2, samples=1, steps=60)
+    faulty = load_hardware("loihi2-faulty").model_copy(update={"weight_bits": None})
+    target = faulty.model_copy(update={"backend": backend}).with_faults(spike_loss=0.2)
+
+    def run(cuts: list[int]) -> list[np.ndarray]:
+        raster, start, pieces = spikes.to_raster()[0], 0, []
+        with open_session(program, target) as session:
+            for width in cuts:
+                piece = SpikeTrain.from_raster(raster[:, start : start + width])
+                recorded = session.stream(piece, probe="spikes").spikes
+                pieces.append([recorded[name].to_raster() for name in program.order])
+                start += width
+        return [np.concatenate(parts, axis=1) for parts in zip(*pieces, strict=True)]
+
+    whole = run([60])
+    assert sum(raster.sum() for raster in whole) > 0
+    for cuts in ([20, 40], [1, 1, 58], [15, 15, 15, 15]):
+        assert all(np.array_equal(a, b) for a, b in zip(whole, run(cuts), strict=True))

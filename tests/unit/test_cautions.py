@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import strategies as nets
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nmtool.backends.reference import ReferenceBackend
 from nmtool.compiler import compile_program
@@ -36,7 +38,7 @@ def test_a_network_with_nothing_odd_has_no_cautions():
 
 
 def test_neurons_that_lost_all_weights_are_named():
-    (line,) = cautions(fed(np.array([[1.0, 1.0], [1e-6, 0.0]])))
+    line, *_ = cautions(fed(np.array([[1.0, 1.0], [1e-6, 0.0]])))
     assert line.startswith("fc.weight: all weights of 1 target neurons were rounded to 0")
 
 
@@ -109,3 +111,58 @@ def test_features_name_convolutions_chains_and_joins():
     assert used["chain of several operations"] == ["projection out", "projection skip"]
     assert used["several projections into one population"] == ["population a"]
     assert used["bias"] == ["population a"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "threshold", "never"),
+    [(-1.0, 0.5, 2), (0.0, 0.5, 2), (0.1, 400.0, 2), (1.0, 0.5, 0)],
+)
+def test_neurons_that_no_input_can_make_spike_are_counted(weight, threshold, never):
+    made = compile_program(
+        network(
+            {"a": Population((2,), CubaLif(threshold, 0.3, 0.9))},
+            {"fc": Projection.dense("i", "a", np.full((2, 2), weight))},
+            {"i": Input((2,))},
+        ),
+        nets.CHIP,
+        n_steps=30,
+    )
+    with ReferenceBackend().open(made) as session:
+        most = session.run(SpikeTrain.from_raster(np.ones((2, 30), dtype=bool))).spikes["a"]
+    assert len(set(most.neuron.tolist())) == 2 - never
+    said = [line for line in cautions(made) if "can never spike" in line]
+    assert bool(said) == bool(never)
+    if never:
+        assert said[0].startswith(f"a: {never} of 2 neurons can never spike")
+
+
+@given(nets.programs(n_steps=12), st.integers(0, 2**32 - 1))
+@settings(max_examples=60)
+def test_a_neuron_that_spikes_was_never_called_silent(made, seed):
+    from nmtool.quantization import never_firing
+
+    rng = np.random.default_rng(seed)
+    rasters = {
+        name: SpikeTrain.from_raster(rng.random((3, source.size, 12)) < 0.7)
+        for name, source in made.network.inputs.items()
+    }
+    with ReferenceBackend().open(made) as session:
+        run = session.run(rasters, probe="spikes")
+    for bound in made.bounds:
+        if bound.safe:
+            never = never_firing(made.network, bound.population, 12)
+            assert not np.any(never[run.spikes[bound.population].neuron])
+
+
+def test_one_large_weight_that_makes_the_others_zero_is_named():
+    weight = np.random.default_rng(0).normal(0, 0.3, (20, 20))
+
+    def said():
+        populations, inputs = {"a": Population((20,), LIF)}, {"i": Input((20,))}
+        made = program(populations, {"fc": Projection.dense("i", "a", weight)}, inputs)
+        return [line for line in cautions(made) if "became 0" in line]
+
+    assert said() == []
+    weight[0, 0] = 100.0
+    (line,) = said()
+    assert line.startswith("fc.weight: ")
