@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all bench lint format clean
+.PHONY: setup demo test test-all bench soak lint format clean
 
 setup: $(READY)
 
@@ -26,6 +26,9 @@ test-all: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/simulation.py --output runs/simulation.json --plot docs/figures/simulation.png
+
+soak: $(READY)
+	$(BIN)/python benchmarks/soak.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
