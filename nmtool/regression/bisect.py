@@ -13,8 +13,9 @@ from nmtool.backends import Recording
 from nmtool.compiler import Program
 from nmtool.fixedpoint import IntArray
 from nmtool.measure import Agreement, Difference, compare
-from nmtool.regression.causes import Cause, Suspect, find_causes
+from nmtool.regression.causes import find_causes
 from nmtool.regression.equations import Messages, Trace, measured, messages
+from nmtool.regression.suspect import Cause, Suspect
 from nmtool.spikes import SpikeTrain
 
 Side = Literal["A", "B"]

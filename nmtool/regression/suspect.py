@@ -1,0 +1,148 @@
+"""A population that may depart from its equations: what reached it, and what was measured of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nmtool.compiler import Program
+from nmtool.fixedpoint import IntArray
+from nmtool.operations import Connections, chain_connections
+from nmtool.quantization import QuantizedPopulation, QuantizedProjection
+from nmtool.regression.equations import Messages, Registers, Trace, all_arriving, biases, replay
+
+SCREEN = 2_000_000
+"""Neuron steps of one sweep through hypotheses."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A change that reproduces what was measured; ``neurons`` are those it is about."""
+
+    kind: str
+    words: str
+    neurons: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Synapses:
+    """The synapses of a projection into one neuron: source, weight index, steps to arrival."""
+
+    source: IntArray
+    index: IntArray
+    steps: IntArray
+
+    def contribution(self, weights: IntArray, sent: IntArray) -> IntArray:
+        """What each of some weights would add if it were 1, shape (samples, steps, weights)."""
+        total = np.zeros((*sent.shape[:2], weights.size), dtype=np.int64)
+        for column, weight in enumerate(weights):
+            for way in np.flatnonzero(self.index == weight):
+                late = int(self.steps[way])
+                arriving = sent[:, : max(sent.shape[1] - late, 0), self.source[way]]
+                total[:, late:, column] += arriving
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Suspect:
+    """A population of a run, what reached it, and what was measured of it.
+
+    ``masked``: the target shows something else than v where a neuron spikes. ``before`` is the
+    program whose weights were there before the last write, where it is known.
+    """
+
+    program: Program
+    name: str
+    sent: Messages
+    found: Trace
+    masked: bool = False
+    before: Program | None = None
+
+    @property
+    def population(self) -> QuantizedPopulation:
+        """Its parameters."""
+        return self.program.network.populations[self.name]
+
+    @cached_property
+    def projections(self) -> dict[str, QuantizedProjection]:
+        """What leads into it."""
+        every = self.program.network.projections
+        return {key: p for key, p in every.items() if p.target == self.name}
+
+    @cached_property
+    def arrived(self) -> IntArray:
+        """What should have arrived, shape (samples, steps, neurons)."""
+        return all_arriving(self.program, self.name, self.sent)
+
+    @cached_property
+    def bias(self) -> IntArray:
+        """What is added to every voltage."""
+        every = biases(self.program, self.name, self.sent)
+        return np.broadcast_to(every, self.arrived.shape)
+
+    @cached_property
+    def expected(self) -> Trace:
+        """What it should have done."""
+        return replay(self.population, self.arrived, self.bias)
+
+    @cached_property
+    def wrong(self) -> Any:
+        """Where it did something else, shape (samples, steps, neurons)."""
+        return self.expected.differs(self.found, self.masked)
+
+    @cached_property
+    def neurons(self) -> IntArray:
+        """The neurons that depart, in the order of their first step."""
+        steps = np.arange(self.wrong.shape[1])[None, :, None]
+        first = np.where(self.wrong, steps, steps.size).min(axis=(0, 1))
+        order = np.lexsort((np.arange(first.size), first))
+        return np.asarray(order[first[order] < steps.size])
+
+    @cached_property
+    def first(self) -> tuple[int, int, int]:
+        """Sample, step and neuron of the first departure: the earliest step."""
+        places = np.argwhere(self.wrong.transpose(1, 0, 2))
+        step, sample, neuron = (int(i) for i in places[0])
+        return sample, step, neuron
+
+    def synapses(self, projection: str, neuron: int) -> Synapses:
+        """The synapses of a projection into one of its neurons."""
+        net = self.program.network
+        p = net.projections[projection]
+        ways = self._ways(projection)
+        here = ways.target == neuron
+        source, index = ways.source[here], ways.index[here]
+        delay = np.broadcast_to(p.delay, p.weight_mantissa.shape).ravel()[index]
+        axonal = np.broadcast_to(net.axonal_delay(p.source), (net.sizes[p.source],))[source]
+        return Synapses(source, index, 1 + delay + axonal)
+
+    def _ways(self, projection: str) -> Connections:
+        if projection not in self._known_ways:
+            p = self.projections[projection]
+            shape = self.program.network.shapes[p.source]
+            self._known_ways[projection] = chain_connections(p.operations, shape)
+        return self._known_ways[projection]
+
+    @cached_property
+    def _known_ways(self) -> dict[str, Connections]:
+        return {}
+
+    def explains(self, trace: Trace, neurons: Any = slice(None)) -> bool:
+        """Whether a trace of the given neurons is what was measured of them."""
+        return not trace.differs(self.found.select(neurons), self.masked).any()
+
+    def replayed(self, neurons: Any = slice(None), **changes: Any) -> Trace:
+        """What the given neurons do with other registers."""
+        registers = replace(Registers.of(self.population), **changes)
+        arrived, bias = self.arrived[..., neurons], self.bias[..., neurons]
+        return replay(self.population, arrived, bias, registers)
+
+
+def screening(suspect: Suspect, neuron: int, hypotheses: int) -> IntArray:
+    """Some samples in which a neuron departs: enough to rule most hypotheses out."""
+    wrong = np.flatnonzero(suspect.wrong[..., neuron].any(axis=1))
+    steps = suspect.wrong.shape[1]
+    return wrong[: max(1, SCREEN // max(1, hypotheses * steps))]
