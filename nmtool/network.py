@@ -20,6 +20,7 @@ from nmtool.errors import ConfigError, UnsupportedError
 from nmtool.operations import (
     Chain,
     Dense,
+    Operation,
     Shape,
     chain_shape,
     count_weighted,
@@ -314,8 +315,9 @@ def check_graph(
     """Check that every name a graph mentions exists, and that shapes fit.
 
     Raises:
-        ConfigError: names the input, projection or output at fault.
+        ConfigError: names the input, population, projection or output at fault.
     """
+    _check_kinds(inputs, populations, projections)
     _check_names(inputs, populations, projections)
     for name, source in inputs.items():
         if source.drives is not None:
@@ -326,10 +328,38 @@ def check_graph(
             )
     for name, projection in projections.items():
         _check_projection(name, projection, inputs, populations)
+    if not outputs:
+        raise ConfigError(
+            f"network: found no outputs, allowed one or more of {', '.join(populations)}"
+        )
     for output in outputs:
         if output not in populations:
             raise ConfigError(
                 f"network: found the output {output!r}, allowed {', '.join(populations)}"
+            )
+
+
+def _check_kinds(
+    inputs: Mapping[str, Input],
+    populations: Mapping[str, _Node],
+    projections: Mapping[str, _Edge],
+) -> None:
+    """That the parts are what they should be, and that there are neurons at all."""
+    for name, source in inputs.items():
+        if not isinstance(source, Input):
+            raise ConfigError(f"input {name}: found a {type(source).__name__}, allowed an Input")
+    if not populations:
+        raise ConfigError("network: found no populations, allowed one or more")
+    for name, population in populations.items():
+        if not hasattr(population, "axonal_delay"):
+            raise ConfigError(
+                f"population {name}: found a {type(population).__name__}, allowed a Population"
+            )
+    for name, projection in projections.items():
+        if not hasattr(projection, "operations"):
+            raise ConfigError(
+                f"projection {name}: found a {type(projection).__name__}, allowed a Projection; "
+                "Projection.dense(source, target, weight) makes one of a matrix"
             )
 
 
@@ -393,6 +423,12 @@ def _check_projection(
             f"projection {name}: found operations of type "
             f"{type(projection.operations).__name__}, allowed a tuple of operations"
         )
+    for operation in projection.operations:
+        if not isinstance(operation, Operation):
+            raise ConfigError(
+                f"projection {name}: found a {type(operation).__name__} among its operations, "
+                f"allowed {', '.join(kind.__name__ for kind in get_args(Operation))}"
+            )
     nodes: dict[str, Input | _Node] = {**inputs, **populations}
     source, target = nodes[projection.source].shape, nodes[projection.target].shape
     wanted = (int(np.prod(target)), int(np.prod(source)))

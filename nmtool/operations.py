@@ -84,6 +84,7 @@ class Sparse:
     __repr__ = _brief
 
     def __post_init__(self) -> None:
+        _check_array("sparse", self.weight, "(synapses,)")
         for name, bound in (("target", self.size[0]), ("source", self.size[1])):
             index = getattr(self, name)
             if index.shape != self.weight.shape or index.ndim != 1:
@@ -414,6 +415,8 @@ def _check_array(kind: str, weight: object, shape: str) -> None:
             f"{kind}: found weights of type {type(weight).__name__}, allowed a numpy array of "
             f"shape {shape}"
         )
+    if weight.dtype.kind not in "biuf":
+        raise ConfigError(f"{kind}: found weights of type {weight.dtype}, allowed real numbers")
 
 
 def _check_pair(name: str, value: object) -> None:

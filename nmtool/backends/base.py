@@ -99,13 +99,26 @@ class Session(Protocol):
         probe: str | Probe | None = None,
         progress: Progress | None = None,
     ) -> Recording:
-        """Run samples, each from reset; their order never changes a result."""
+        """Run samples, each from reset; their order never changes a result.
+
+        A stream that is open goes on afterwards; lava-sim refuses a run in the middle of one.
+        """
         ...
 
     def stream(
-        self, spikes: SpikeTrain | Mapping[str, SpikeTrain], probe: str | Probe | None = None
+        self,
+        spikes: SpikeTrain | Mapping[str, SpikeTrain],
+        probe: str | Probe | None = None,
+        n_steps: int | None = None,
     ) -> Recording:
-        """Run the next steps of one stream; the state is kept between calls."""
+        """Run the next steps of one stream; the state is kept between calls.
+
+        lava-sim holds one network at a time: there a stream has one sample, records no more than
+        the probe of its first call asked for, and is to be ended by ``reset`` before ``run``.
+
+        Raises:
+            UnsupportedError: what lava-sim refuses.
+        """
         ...
 
     def write_weights(self, projection: str, mantissa: IntArray) -> int:
@@ -185,14 +198,19 @@ def resolve_probe(program: Program, probe: str | Probe | None) -> dict[Quantity,
     A quantity without a population means all of them; ``None`` means the outputs' spikes.
 
     Raises:
-        ConfigError: an unknown quantity or population.
+        ConfigError: an unknown quantity or population, or a text that names none.
     """
     if probe is None:
         return {"spikes": program.network.outputs}
     if not isinstance(probe, str):
         return {_quantity(q, q): _known(program, q, tuple(names)) for q, names in probe.items()}
     result: dict[Quantity, tuple[str, ...]] = {}
-    for item in filter(None, (part.strip() for part in probe.split(","))):
+    items = [part.strip() for part in probe.split(",") if part.strip()]
+    if not items:
+        raise ConfigError(
+            f"probe: found {probe!r}, allowed {', '.join(QUANTITIES)} or voltage:NAME"
+        )
+    for item in items:
         word, _, name = item.partition(":")
         quantity = _quantity(item, word)
         names = (name,) if name else _with_state(program, quantity)
@@ -272,8 +290,9 @@ def input_batch(
     first = next(iter(spikes.values()), None)
     own = 0 if first is None else first.n_steps
     steps = own if n_steps is None else n_steps
-    if steps < 1:
-        raise ConfigError(f"input: found {steps} steps, allowed 1 or more")
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ConfigError(f"input: found {steps} steps, allowed whole numbers from 1")
+    steps = int(steps)
     samples, batched = (1, False) if first is None else (first.n_samples, first.batched)
     trains = {}
     for name, train in spikes.items():

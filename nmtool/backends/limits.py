@@ -20,6 +20,14 @@ LIMITS: Mapping[str, Limits] = {
         "sigma-delta reset": (
             "Lava's sigma-delta models have no reset (lava.proc.sdn.models), and netx ignores it"
         ),
+        "sigma-delta exponent above 7": (
+            "Lava's spike_exp and state_exp have 3 bits (lava.proc.sdn.models), 0 to 7; the "
+            "emulator and the reference run more"
+        ),
+        "sigma-delta bias beyond 24 bits": (
+            "Lava adds the bias, times 2^(spike_exp + state_exp), to a sigma of 24 bits "
+            "(lava.proc.sdn.models); the emulator and the reference count in 32"
+        ),
     },
 }
 

@@ -91,14 +91,17 @@ class SimulatorSession(ManagedSession, Generic[S]):
         return self._record(batch, probe, None, progress)
 
     def stream(
-        self, spikes: SpikeTrain | Mapping[str, SpikeTrain], probe: str | Probe | None = None
+        self,
+        spikes: SpikeTrain | Mapping[str, SpikeTrain],
+        probe: str | Probe | None = None,
+        n_steps: int | None = None,
     ) -> Recording:
         """Run the next steps of one stream of samples; the state is kept between calls.
 
         Raises:
             ConfigError: another number of samples than the stream began with.
         """
-        batch = input_batch(self.program, spikes)
+        batch = input_batch(self.program, spikes, n_steps)
         if self._stream is None:
             state = self._fresh(batch.n_samples)
             self._stream = Stream(batch.n_samples, state, self._next_run())

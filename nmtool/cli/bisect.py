@@ -18,6 +18,7 @@ from nmtool.compiler import Program
 from nmtool.errors import CheckFailed, UsageError
 from nmtool.formats.container import refuse_overwrite
 from nmtool.measure import compare
+from nmtool.network import counted
 from nmtool.provenance import provenance
 from nmtool.regression.bisect import Bisection, Inputs, bisect, cut_recording, smallest_input
 from nmtool.regression.check import run_on
@@ -67,7 +68,7 @@ def command(
         raise UsageError("bisect: found no program; add --program, or a golden run as A or B")
     chosen = operands.program
     if output:
-        refuse_overwrite(Path(output), options.force or options.dry_run)
+        refuse_overwrite(Path(output), options.force)
     if options.dry_run:
         operands.check(a)
         operands.check(b)
@@ -75,7 +76,7 @@ def command(
         return
     inputs = operands.inputs(chosen)
     left, right = operands.recording(a), operands.recording(b)
-    check_same_program(a, left, b, right)
+    check_same_program(a, left, b, right, chosen)
     found = bisect(chosen, inputs, left, right, earlier)
     if found is None:
         emit(options, "bisect", {"equal": True, "a": a, "b": b}, f"A: {a}\nB: {b}\nequal")
@@ -88,7 +89,8 @@ def command(
         save_golden(output, replay)
         spikes = sum(len(train) for train in replay.inputs.values())
         lines.append(
-            f"wrote {output}: {spikes} input spikes in {replay.n_samples} samples of "
+            f"wrote {output}: {spikes} input spikes in "
+            f"{counted(range(replay.n_samples), 'sample')} of "
             f"{replay.expected.n_steps} steps, expected is A"
         )
         document["replay"] = {"file": output, "input_spikes": spikes}

@@ -37,6 +37,7 @@ def command(
     """
     loaded: Program | None = formats.load_as(program, Program) if program else None
     source = Operands(loaded, data, input_files, encode, options)
+    source.refuse_unused_input((a, b))
     source.adopt((a, b))
     loaded = source.program
     if options.dry_run:
@@ -45,7 +46,7 @@ def command(
         emit(options, "compare", {"dry_run": True}, f"{a} and {b} would be compared")
         return
     left, right = source.recording(a), source.recording(b)
-    check_same_program(a, left, b, right)
+    check_same_program(a, left, b, right, loaded)
     known = thresholds(loaded) if loaded else _recorded_thresholds(left, right)
     result = compare(left, right, [*known] or None, known)
     if result.missing:

@@ -73,7 +73,8 @@ def command(
     network_file = path / "network.h5" if path.is_dir() else path
     target_file = Path(output) if output else network_file.parent / "program.h5"
     network = load_network(path, chip)
-    refuse_overwrite(target_file, options.force or options.dry_run)
+    if not explain:  # which writes nothing
+        refuse_overwrite(target_file, options.force)
     bits = hardware.weight_bits if hardware else None
     program = compile_program(
         network,

@@ -19,6 +19,7 @@ from nmtool.config import Check
 from nmtool.errors import CheckFailed
 from nmtool.formats.container import refuse_overwrite
 from nmtool.measure import Measurement, measure
+from nmtool.network import counted
 from nmtool.provenance import provenance
 
 
@@ -46,9 +47,10 @@ def command(
     loaded: Program = formats.load_as(program, Program)
     given = gather_input(loaded, data, input_files, labels, encode)
     if output:
-        refuse_overwrite(Path(output), options.force or options.dry_run)
+        refuse_overwrite(Path(output), options.force)
     if options.dry_run:
         check_runnable(loaded, hardware)
+        _probed(loaded, hardware, probe)
         emit(options, "deploy", {"dry_run": True}, f"{program} can run on {hardware.name}")
         return
     recording = run(loaded, hardware, given, probe, options)
@@ -61,7 +63,7 @@ def run(
     program: Program, hardware: HardwareConfig, given: Given, probe: str | None, options: Options
 ) -> Recording:
     """Run samples on a target; the recording's provenance says on which."""
-    chosen = resolve_probe(program, probe) if probe else _default_probe(program, hardware)
+    chosen = _probed(program, hardware, probe)
     outputs = dict.fromkeys((*chosen.get("spikes", ()), *program.network.outputs))
     chosen = {**chosen, "spikes": tuple(n for n in program.order if n in outputs)}
     with (
@@ -87,7 +89,10 @@ def thresholds(program: Program) -> dict[str, int | None]:
     }
 
 
-def _default_probe(program: Program, hardware: HardwareConfig) -> Probe:
+def _probed(program: Program, hardware: HardwareConfig, probe: str | None) -> Probe:
+    """What is recorded: what ``--probe`` says, else the target."""
+    if probe is not None:
+        return resolve_probe(program, probe)
     wanted = hardware.probes.spikes
     if wanted == "outputs":
         return resolve_probe(program, None)
@@ -175,7 +180,8 @@ def _text(
         for name, q in measured.quantities.items()
     ]
     lines = [
-        f"{given.source} on {hardware.name} ({measured.backend}), {given.n_samples} samples",
+        f"{given.source} on {hardware.name} ({measured.backend}), "
+        f"{counted(range(given.n_samples), 'sample')}",
         table(("quantity", "value", "unit", "basis"), rows),
     ]
     lines += [

@@ -48,7 +48,7 @@ def command(
         )
     path = Path(source)
     target = Path(output) if output else path.with_suffix(".net")
-    refuse_overwrite(target, options.force or options.dry_run)
+    refuse_overwrite(target, options.force)
     network = _quantized(Run(path).network if path.is_dir() else path, chip)
     run = check_netx if options.dry_run else export_netx
     made = run(network, target, load_chip(network.chip))

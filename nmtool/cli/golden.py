@@ -21,6 +21,7 @@ from nmtool.compiler import Program
 from nmtool.errors import ConfigError, UsageError
 from nmtool.fixedpoint import IntArray
 from nmtool.formats.container import refuse_overwrite
+from nmtool.network import counted
 from nmtool.provenance import provenance
 from nmtool.regression.check import check_golden, record_golden, run_on
 from nmtool.regression.coverage import Coverage, Exercise
@@ -91,7 +92,7 @@ def record(
     chosen = resolve_probe(loaded, probe)
     if not chosen.get("spikes"):
         raise ConfigError(f"--probe: found {probe}, allowed what includes spikes")
-    refuse_overwrite(Path(output), options.force or options.dry_run)
+    refuse_overwrite(Path(output), options.force)
     check_runnable(loaded, hardware)
     if options.dry_run:
         emit(options, "golden record", {"dry_run": True}, f"{program} can run on {hardware.name}")
@@ -132,7 +133,8 @@ def record(
     rows = [(name, f"{value:.6g}") for name, value in golden.metrics.items()]
     exercised = str(covered) if covered else "not known, for not all spikes are probed"
     text = (
-        f"golden run of {loaded.fingerprint} on {hardware.name}: {golden.n_samples} samples, "
+        f"golden run of {loaded.fingerprint} on {hardware.name}: "
+        f"{counted(range(golden.n_samples), 'sample')}, "
         f"{golden.expected.n_steps} steps, policies {', '.join(golden.policies)}\n"
         f"{table(('quantity', 'value'), rows)}\ncovers {exercised}\n"
         f"wrote {output} ({size} bytes)"
@@ -183,7 +185,7 @@ def check(
     recording = formats.load_as(saved, Recording) if saved else None
     targets = {path: _run_file(path, hardware, runs) for path in goldens} if runs else {}
     for target in targets.values():
-        refuse_overwrite(target, options.force or options.dry_run)
+        refuse_overwrite(target, options.force)
     if options.dry_run:
         for path in goldens:
             check_runnable(load_golden(path).program, hardware)

@@ -84,7 +84,7 @@ def command(
     network = load_netx(path, load_chip(chip), reading)
     if target.resolve() == path.resolve():
         raise UsageError(f"import: found the output {target}, which is SOURCE itself; give -o FILE")
-    refuse_overwrite(target, options.force or options.dry_run)
+    refuse_overwrite(target, options.force)
     for line in notes(network):
         warn(line)
     if not options.dry_run:

@@ -46,6 +46,20 @@ class Operands:
         if self._golden and self._program is None:
             self._program = self._golden.program
 
+    def refuse_unused_input(self, operands: tuple[str, ...]) -> None:
+        """Refuse options of input where nothing is run.
+
+        Raises:
+            UsageError: all operands are recordings.
+        """
+        data, files, _, encode = self._input
+        if all(map(is_file, operands)) and (data or files or encode):
+            option = "--data" if data else "--input" if files else "--encode"
+            raise UsageError(
+                f"{option}: found it with {' and '.join(operands)}, which are recordings: nothing "
+                "is run; leave it out, or give a target in place of one of them"
+            )
+
     @property
     def program(self) -> Program | None:
         """The program that the targets run."""
@@ -141,8 +155,10 @@ def is_file(operand: str) -> bool:
     return operand.endswith((".h5", ".hdf5")) and not operand.startswith(TRAINER)
 
 
-def check_same_program(a: str, left: Recording, b: str, right: Recording) -> None:
-    """Refuse recordings of different programs.
+def check_same_program(
+    a: str, left: Recording, b: str, right: Recording, program: Program | None = None
+) -> None:
+    """Refuse recordings of different programs, or of another than the one that is given.
 
     Raises:
         ArtifactError: their fingerprints differ.
@@ -153,3 +169,9 @@ def check_same_program(a: str, left: Recording, b: str, right: Recording) -> Non
             f"{a} ran the program {left.fingerprint}, {b} ran {right.fingerprint}: "
             "recordings of different programs are not compared"
         )
+    for name, side in ((a, left), (b, right)):
+        if program and side.fingerprint and side.fingerprint != program.fingerprint:
+            raise ArtifactError(
+                f"{name} ran the program {side.fingerprint}, --program is {program.fingerprint}: "
+                "give the program that it ran"
+            )

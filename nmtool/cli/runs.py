@@ -203,6 +203,8 @@ def _split_name(item: str, inputs: Mapping[str, Input]) -> tuple[str | None, str
     name, sign, path = item.partition("=")
     if not sign or "/" in name or Path(item).exists():
         return None, item
+    if not name:
+        raise UsageError(f"--input {item}: found no name before the =, allowed [NAME=]FILE.npy")
     return name, path
 
 

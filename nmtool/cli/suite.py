@@ -69,7 +69,7 @@ class Suite:
         if verify_quarantine and not quarantine:
             raise UsageError("--verify-quarantine: found no --quarantine, which it needs")
         for file in filter(None, (junit, summary)):
-            refuse_overwrite(Path(file), options.force or options.dry_run)
+            refuse_overwrite(Path(file), options.force)
         known = load_quarantine(quarantine) if quarantine else None
         return cls(options, junit, summary, known, verify_quarantine)
 

@@ -41,7 +41,7 @@ def compile_program(
 
     Raises:
         FitError: a value or a network that the chip cannot hold.
-        ConfigError: fewer than one step.
+        ConfigError: fewer than one step, or a number that is not whole.
         ArtifactError: a QuantizedNetwork made for another chip.
     """
     if isinstance(network, Network):
@@ -56,9 +56,10 @@ def compile_program(
         if weight_bits and any(p.weight_bits > weight_bits for p in network.projections.values()):
             quantized = quantize(dequantize(quantized), chip, weight_bits)
     rules.check(quantized, chip)
-    if n_steps is not None and n_steps < 1:
-        raise ConfigError(f"compile: found {n_steps} steps, allowed 1 or more")
-    steps = n_steps or (quantized.data.encoding.steps if quantized.data else DEFAULT_STEPS)
+    if n_steps is not None and (not isinstance(n_steps, int | np.integer) or n_steps < 1):
+        raise ConfigError(f"compile: found {n_steps} steps, allowed whole numbers from 1")
+    own = quantized.data.encoding.steps if quantized.data else DEFAULT_STEPS
+    steps = own if n_steps is None else int(n_steps)
     return Program(
         quantized,
         chip.name,

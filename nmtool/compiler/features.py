@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from nmtool.compiler.program import Program
+from nmtool.fixedpoint import STATE_LIMIT
 from nmtool.operations import Conv
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation
 
@@ -34,6 +35,8 @@ Feature: TypeAlias = Literal[
     "sigma delta",
     "sigma",
     "sigma-delta reset",
+    "sigma-delta exponent above 7",
+    "sigma-delta bias beyond 24 bits",
     "spike input",
     "graded input",
     "bias input",
@@ -97,8 +100,18 @@ def _of_population(population: QuantizedPopulation) -> Iterator[Feature]:
         yield "refractory delay"
     if population.reset is not None:
         yield "sigma-delta reset" if population.graded else "periodic reset"
+    if population.graded:
+        yield from _of_registers(population)
     if np.any(population.axonal_delay):
         yield "axonal delay"
+
+
+def _of_registers(population: QuantizedPopulation) -> Iterator[Feature]:
+    """What of a sigma-delta population is wider than Lava's registers."""
+    if max(population.spike_exponent, population.state_exponent) > 7:
+        yield "sigma-delta exponent above 7"
+    if np.any(population.bias >= STATE_LIMIT) or np.any(population.bias < -STATE_LIMIT):
+        yield "sigma-delta bias beyond 24 bits"
 
 
 def _of_projections(net: QuantizedNetwork) -> Iterator[tuple[Feature, str]]:

@@ -149,6 +149,8 @@ def is_container(path: Path) -> bool:
 
 def _verified(path: Path) -> bytes:
     """The bytes of a file whose checksum holds."""
+    if path.is_dir():
+        raise ArtifactError(f"{path}: found a folder, allowed a file")
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file")
     try:

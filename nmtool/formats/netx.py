@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -96,12 +96,15 @@ def netx_options(**options: Any) -> NetxOptions:
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"netx: found the option {name}, allowed {', '.join(known)}")
+        if value is None:
+            continue
         if name == "input_shape":
-            wrong = value is not None and not all(_whole(n, 1) for n in value)
-        else:
-            wrong = value is not None and not _whole(value, _LOWEST.get(name, 0))
-        if wrong:
-            raise ConfigError(f"netx {name}: found {value!r}, allowed whole numbers from 0 or 1")
+            if not (isinstance(value, Sequence) and value and all(_whole(n, 1) for n in value)):
+                raise ConfigError(
+                    f"netx {name}: found {value!r}, allowed whole numbers from 1: (x, y, channel)"
+                )
+        elif not _whole(value, lowest := _LOWEST.get(name, 0)):
+            raise ConfigError(f"netx {name}: found {value!r}, allowed whole numbers from {lowest}")
     if options.get("reset_offset") and options.get("reset_interval") is None:
         raise ConfigError(
             f"netx reset_offset: found {options['reset_offset']} without reset_interval, which it "
@@ -192,6 +195,8 @@ def _refuse_own_file(path: Path) -> None:
 
 
 def _bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise ArtifactError("found a folder, allowed a netx file")
     if not path.is_file():
         raise ArtifactError("no such file")
     if (size := path.stat().st_size) > MAX_BYTES:
@@ -366,6 +371,7 @@ class _Reader:
         if neuron is None:
             self.outside = layer.shape if "shape" in layer else None
             return
+        self._check_input_shape(layer.shape)
         spiking = neuron.text("type") in _SPIKING
         self._add(layer, layer.shape, neuron, is_input=True)
         kind = "bias" if spiking else "graded"
@@ -458,9 +464,21 @@ class _Reader:
             )
         return shape
 
+    def _check_input_shape(self, own: Shape | None) -> None:
+        """Refuse an ``input_shape`` other than the shape that the file says."""
+        given = self.options.input_shape
+        if given is None or own is None or tuple(given) == own:
+            return
+        if len(own) > 1 or math.prod(given) != own[0]:
+            raise ConfigError(
+                f"input_shape: found {tuple(given)}, allowed {own} as the file says; leave it out"
+            )
+
     def _source_shape(self, alone: Shape | None) -> Shape:
         """The shape of what feeds the next layer; makes the input if nothing does yet."""
         if self.source is None:
+            self._check_input_shape(alone)
+            self._check_input_shape(self.outside)
             shape = alone or self.options.input_shape or self.outside
             if shape is None:
                 raise ConfigError("found no shape of the input, give input_shape (x, y, channel)")

@@ -25,14 +25,14 @@ from nmtool.regression.equations import (
 from nmtool.regression.suspect import Cause, Suspect, screening
 from nmtool.regression.weights import several_weights, shared_weight, single_weight, stale
 
-MOST_NEURONS = 32
+MOST_NEURONS = 8
 """Departing neurons of a population that are explained one by one."""
 
 
 def find_causes(suspect: Suspect) -> list[Cause]:
     """The causes that reproduce everything that was measured of a population.
 
-    Neurons that share no cause are explained one by one; those beyond 32, and those that nothing
+    Neurons that share no cause are explained one by one; those beyond 8, and those that nothing
     explains, are left out. Populations of other models than CUBA are not explained.
     """
     if suspect.population.graded or not suspect.neurons.size:

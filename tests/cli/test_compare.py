@@ -156,6 +156,25 @@ def test_recordings_of_different_programs(nmtool, folder, recorded):
     assert "b.h5" in done.err
 
 
+@pytest.mark.parametrize("verb", ["compare", "bisect"])
+def test_recordings_of_another_program_than_the_given(nmtool, folder, recorded, verb):
+    assert nmtool("compile", "run", "--hw", "loihi2-faulty", "-o", "four.h5").code == 0
+    given = ("--input", "spikes.npy") if verb == "bisect" else ()
+    done = nmtool(verb, "a.h5", "a.h5", "--program", "four.h5", *given)
+    assert done.code == 6, done
+    for path in ("run/program.h5", "four.h5"):
+        assert formats.load(path).fingerprint in done.err
+    done = nmtool(verb, "a.h5", "a.h5", "--program", "run/program.h5", *given)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("option", [("--input", "spikes.npy"), ("--data", "digits:test")])
+def test_input_for_recordings_is_refused(nmtool, recorded, option):
+    done = nmtool("compare", "a.h5", "a.h5", *option)
+    assert done.code == 2
+    assert f"{option[0]}: found it with a.h5 and a.h5, which are recordings" in done.err
+
+
 def test_recordings_of_different_samples(nmtool, folder, recorded, rasters):
     np.save(folder / "two.npy", rasters[:2])
     deploy = ("deploy", "run/program.h5", "--hw", "reference", "--input", "two.npy")

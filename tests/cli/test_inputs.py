@@ -368,6 +368,25 @@ def test_wrong_names_of_inputs(nmtool, two_inputs, given, code, says):
     assert says in done.err
 
 
+def test_a_name_before_the_sign_is_not_empty(nmtool, rasters):
+    done = nmtool(*DEPLOY, "--input", "=spikes.npy")
+    assert done.code == 2
+    assert "--input =spikes.npy: found no name before the =, allowed [NAME=]FILE.npy" in done.err
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_probe_of_nothing(nmtool, rasters, more):
+    done = nmtool(*DEPLOY, "--input", "spikes.npy", "--probe", "", *more)
+    assert done.code == 3
+    assert "probe: found '', allowed spikes, current, voltage" in done.err
+
+
+def test_one_sample_is_not_plural(nmtool, folder, rasters):
+    np.save(folder / "one.npy", rasters[:1])
+    done = nmtool(*DEPLOY, "--input", "one.npy")
+    assert "(reference), 1 sample\n" in done.out
+
+
 def test_one_input_may_be_named_too(nmtool, folder, rasters):
     for given in ("spikes.npy", "input=spikes.npy", "a=b.npy", "input=a=b.npy"):
         (folder / "a=b.npy").write_bytes((folder / "spikes.npy").read_bytes())

@@ -10,6 +10,7 @@ from nmtool import formats
 from nmtool.api import export, load
 from nmtool.chip import SynapseFormat
 from nmtool.compiler import Program
+from nmtool.errors import ConfigError
 from nmtool.formats import save
 from nmtool.network import Input
 from nmtool.operations import Conv, Dense, Flatten
@@ -160,6 +161,28 @@ def test_import_of_other_files(nmtool, folder, content):
 def test_wrong_arguments_of_import(nmtool, net, unchanged, arguments, code):
     with unchanged(net.parent):
         assert nmtool("import", *arguments).code == code
+
+
+def test_an_input_shape_may_not_contradict_the_file(nmtool, net, unchanged):
+    with unchanged(net.parent):
+        done = nmtool("import", "image.net", "--input-shape", 3, 3, 3)
+    assert done.code == 3, done
+    assert "input_shape: found (3, 3, 3), allowed (6, 6, 1) as the file says" in done.err
+    assert nmtool("import", "image.net", "--input-shape", 6, 6, 1).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"reset_interval": 0}, "found 0, allowed whole numbers from 1"),
+        ({"skip_layers": -1}, "found -1, allowed whole numbers from 0"),
+        ({"input_shape": (6, 0, 1)}, r"allowed whole numbers from 1: \(x, y, channel\)"),
+        ({"input_shape": 6}, r"found 6, allowed whole numbers from 1: \(x, y, channel\)"),
+    ],
+)
+def test_options_of_load_say_what_they_may_be(net, options, says):
+    with pytest.raises(ConfigError, match=says):
+        load(net, **options)
 
 
 def test_import_says_why_it_refuses(nmtool, net):

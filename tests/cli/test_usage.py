@@ -78,6 +78,40 @@ def test_an_output_that_exists_is_kept_without_force(nmtool, folder, unchanged, 
     assert "--force" in done.err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compile", "run", "--hw", "reference", "-o", "there.h5"],
+        ["deploy", "run/program.h5", "--hw", "reference", "-o", "there.h5"],
+        ["export", "run", "--format", "netx", "-o", "there.h5"],
+        ["import", "there.net"],
+        ["golden", "record", "run/program.h5", "-o", "there.h5"],
+        ["golden", "check", "gold.h5", "--junit", "there.h5"],
+        ["golden", "check", "there.h5", "--runs", "."],
+        ["bisect", "reference", "emulator", "--program", "run/program.h5", "-o", "there.h5"],
+    ],
+)
+def test_a_dry_run_looks_for_the_output_too(nmtool, folder, unchanged, arguments):
+    (folder / "there.h5").write_text("mine")
+    (folder / "there-emulator.h5").write_text("mine")
+    assert nmtool("export", "run", "--format", "netx", "-o", "there.net").code == 0
+    with unchanged(folder):
+        done = nmtool(*arguments, "--dry-run")
+    assert done.code == 2, done
+    assert "exists already; use --force" in done.err
+
+
+def test_explain_writes_nothing_and_needs_no_place(nmtool, folder, unchanged):
+    with unchanged(folder):
+        done = nmtool("compile", "run", "--hw", "reference", "--explain")
+    assert done.code == 0, done.err
+
+
+def test_a_folder_is_no_program(nmtool, folder):
+    done = nmtool("deploy", "run", "--hw", "reference")
+    assert (done.code, done.err) == (6, "error: run: found a folder, allowed a file\n")
+
+
 def test_force_replaces_an_output(nmtool, folder):
     (folder / "there.h5").write_text("mine")
     done = nmtool("compile", "run", "--hw", "reference", "-o", "there.h5", "--force")

@@ -247,7 +247,14 @@ def reset_sigma_delta(b: Builder) -> None:
         b.dense(source, b.graded((3,), model, reset=PeriodicReset(13, 5)))
 
 
-SOME = {"refractory": refractory, "reset_sigma_delta": reset_sigma_delta}
+def wide_sigma_delta(b: Builder) -> None:
+    """Exponents above 7, and a bias whose scaled value has more than 24 bits."""
+    source = b.input((5,), "graded")
+    b.dense(source, b.graded((3,), "delta", spike_exponent=12, state_exponent=0, bias_exponent=0))
+    b.dense(source, b.graded((3,), "sigma_delta", bias_mantissa=np.full(3, 2048)))
+
+
+SOME = {make.__name__: make for make in (refractory, reset_sigma_delta, wide_sigma_delta)}
 """What not every target runs."""
 
 

@@ -13,11 +13,11 @@ from nmtool.backends import Recording, open_session
 from nmtool.backends.emulator import EmulatorBackend
 from nmtool.backends.lava.compat import lava_missing
 from nmtool.backends.reference import ReferenceBackend
-from nmtool.chip import HardwareConfig, load_chip, load_hardware
+from nmtool.chip import HardwareConfig, SynapseFormat, load_chip, load_hardware
 from nmtool.compiler import Program, compile_program
 from nmtool.compiler.features import FEATURES, features
-from nmtool.errors import UnsupportedError
-from nmtool.operations import Dense
+from nmtool.errors import UnsupportedError, UsageError
+from nmtool.operations import Conv, Dense
 
 NEEDS_LAVA = pytest.mark.skipif(lava_missing() is not None, reason=str(lava_missing()))
 
@@ -131,6 +131,54 @@ def test_weights_of_every_operation_are_written(target: HardwareConfig) -> None:
     assert_equal(reference(program.with_weights(written), rasters), found[2])
 
 
+def sums_program(exponent: int) -> Program:
+    """Messages into decoders through a convolution and, with this exponent, a dense matrix."""
+    b = Builder(0)
+    source = b.graded((1, 1, 2), "sigma")
+    b.input((1, 1, 2), "graded", source)
+    b.join(source, b.graded((1, 1, 1), "sigma"), (Conv(np.full((1, 1, 1, 2), 244)),))
+    format = SynapseFormat(8, exponent, "mixed")
+    b.join(source, b.graded((2,), "sigma"), (Dense(np.full((2, 2), 244)),), format, delay=1)
+    return compile_program(b.network(), load_chip("loihi2"), n_steps=4)
+
+
+@pytest.mark.parametrize("value", [2**15, 2**16, 2**22, 2**23 - 1])
+def test_sums_of_messages_are_modulo_32_bits(target: HardwareConfig, value: int) -> None:
+    if target.faults:
+        pytest.skip("the fault model knows no messages")
+    program = sums_program(0)
+    rasters = {"in0": np.tile([[value, 7, 0, 0]], (2, 1))}
+    with open_session(program, target) as session:
+        found = session.run(trains(program, rasters), probe=ALL)
+    assert_equal(reference(program, rasters), found)
+
+
+def test_sums_that_lava_would_cut_before_its_shift_are_refused(target: HardwareConfig) -> None:
+    """Lava adds in 32 bits and shifts right afterwards: the reference gives 2^31 and more."""
+    if target.faults:
+        pytest.skip("the fault model knows no messages")
+    program = sums_program(-1)
+    small, large = (
+        {"in0": np.array([[value, 0, 0, 0], [value - 1, 0, 0, 0]])} for value in (2**22, 2**23 - 1)
+    )
+    with open_session(program, target) as session:
+        assert_equal(
+            reference(program, small), session.run(trains(program, small), probe="spikes,current")
+        )
+        for act in (session.run, session.stream):
+            if target.backend != "lava-sim":
+                act(trains(program, large))
+                continue
+            with pytest.raises(UnsupportedError, match=r"j1: found a sum of 4093639972 mantissas"):
+                act(trains(program, large))
+        if target.backend == "lava-sim":
+            with pytest.raises(UsageError, match="ended with an error"):
+                session.stream(trains(program, small))
+            session.reset()
+            streamed = session.stream(trains(program, small), probe="spikes,current")
+            assert_equal(reference(program, small), streamed)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("samples", [1, 2, 7])
 def test_threads_and_batches_do_not_matter(threads: int, samples: int) -> None:
@@ -143,12 +191,16 @@ def test_threads_and_batches_do_not_matter(threads: int, samples: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("refractory", "floating point only"), ("reset_sigma_delta", "have no reset")],
+    [
+        ("refractory", "floating point only"),
+        ("reset_sigma_delta", "have no reset"),
+        ("wide_sigma_delta", r"p0: found sigma-delta exponent above 7(.|\n)*p1: .*beyond 24 bits"),
+    ],
 )
 def test_what_lava_has_not(target: HardwareConfig, name: str, reason: str) -> None:
     program = program_of(name)
     rasters = rasters_for(program, 0, samples=3, steps=70)
-    if target.backend == "lava-sim" or (target.faults and name == "reset_sigma_delta"):
+    if target.backend == "lava-sim" or (target.faults and name != "refractory"):
         with pytest.raises(UnsupportedError, match=reason if not target.faults else "fault model"):
             open_session(program, target)
         return

@@ -8,9 +8,11 @@ from networks import make_program, make_spikes
 
 from nmtool.backends import Recording, open_session
 from nmtool.backends.reference import ReferenceBackend
-from nmtool.chip import HardwareConfig, load_hardware
-from nmtool.errors import ArtifactError, ConfigError, FitError, UsageError
+from nmtool.chip import HardwareConfig, load_chip, load_hardware
+from nmtool.compiler import compile_program
+from nmtool.errors import ArtifactError, ConfigError, FitError, UnsupportedError, UsageError
 from nmtool.measure import compare
+from nmtool.quantization import QuantizedNetwork, QuantizedPopulation
 from nmtool.spikes import SpikeTrain
 
 ALL = "spikes,current,voltage"
@@ -70,6 +72,67 @@ def test_stream_equals_one_run(target: HardwareConfig, cuts: list[int]) -> None:
         voltage = np.concatenate([p.voltage[name] for p in pieces], axis=1)
         assert np.array_equal(voltage, whole.voltage[name])
     assert_equal(whole, again)
+
+
+def test_a_run_leaves_a_stream_alone_or_is_refused(target: HardwareConfig) -> None:
+    program = make_program(5)
+    raster = make_spikes(program, 5, samples=1, steps=20).to_raster()[0]
+    first, second = (SpikeTrain.from_raster(raster[:, part]) for part in (slice(9), slice(9, None)))
+    with open_session(program, target) as session:
+        whole = session.run(SpikeTrain.from_raster(raster), probe=ALL)
+        session.stream(first, probe=ALL)
+        if target.backend == "lava-sim":
+            with pytest.raises(UnsupportedError, match=r"Lava holds one network .* reset\(\)"):
+                session.run(first)
+        else:
+            session.run(first)
+        rest = session.stream(second, probe=ALL)
+        for name in program.order:
+            assert np.array_equal(rest.voltage[name], whole.voltage[name][:, 9:])
+        session.reset()
+        assert_equal(whole, session.run(SpikeTrain.from_raster(raster), probe=ALL))
+
+
+def test_a_stream_records_what_is_probed_or_refuses(target: HardwareConfig) -> None:
+    program = make_program(5)
+    spikes = make_spikes(program, 5, samples=1, steps=5)
+    output = program.network.outputs[0]
+    with open_session(program, target) as session:
+        session.stream(spikes, probe="spikes")
+        later = session.stream(spikes, probe=f"spikes:{output}")
+        assert set(later.spikes) == {output}
+        assert set(session.stream(spikes).spikes) == {output}
+        if target.backend == "lava-sim":
+            with pytest.raises(UnsupportedError, match=r"found the probe voltage:p0, .*allowed"):
+                session.stream(spikes, probe="voltage:p0")
+        else:
+            assert set(session.stream(spikes, probe="voltage:p0").voltage) == {"p0"}
+
+
+def test_lava_streams_one_sample_and_says_why(target: HardwareConfig) -> None:
+    program = make_program(5)
+    spikes = make_spikes(program, 5, samples=2, steps=5)
+    with open_session(program, target) as session:
+        if target.backend == "lava-sim":
+            with pytest.raises(UnsupportedError, match="2 samples, allowed 1: Lava holds one"):
+                session.stream(spikes)
+        else:
+            streamed = session.stream(spikes).spikes
+            assert {train.n_samples for train in streamed.values()} == {2}
+
+
+def test_a_network_without_inputs_streams(target: HardwareConfig) -> None:
+    bias = {"bias_mantissa": np.array([30, 40]), "bias_exponent": 6}
+    alone = QuantizedPopulation((2,), 0, 0, 100, **bias)
+    network = QuantizedNetwork("alone", "loihi2", {}, {"p0": alone}, {}, ("p0",))
+    program = compile_program(network, load_chip("loihi2"))
+    with open_session(program, target) as session:
+        whole = session.run({}, 12, "voltage")
+        pieces = [session.stream({}, "voltage", n_steps=steps) for steps in (5, 7)]
+        joined = np.concatenate([piece.voltage["p0"] for piece in pieces], axis=1)
+        assert np.array_equal(joined, whole.voltage["p0"])
+        with pytest.raises(ConfigError, match="found 0 steps"):
+            session.stream({})
 
 
 def test_written_weights_act(target: HardwareConfig) -> None:

@@ -91,7 +91,7 @@ def test_a_program_knows_its_run():
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_fewer_than_one_step_is_refused(steps):
-    with pytest.raises(ConfigError, match=f"found {steps} steps, allowed 1 or more"):
+    with pytest.raises(ConfigError, match=f"found {steps} steps, allowed whole numbers from 1"):
         compile_program(QUANTIZED, CHIP, n_steps=steps)
 
 

@@ -118,7 +118,7 @@ def test_drawn_networks_and_programs_come_back_bit_for_bit(tmp_path, network):
 
 @settings(max_examples=20)
 @given(
-    nets.programs(8), st.booleans(), st.sampled_from(["spikes", "spikes,voltage", "current", ""])
+    nets.programs(8), st.booleans(), st.sampled_from(["spikes", "spikes,voltage", "current", {}])
 )
 def test_drawn_recordings_come_back_bit_for_bit(tmp_path, program, batched, probe):
     spikes = nets.random_input(program.network, 2 if batched else 1, 8, 0)
@@ -213,9 +213,10 @@ def test_files_of_other_programs_are_refused(tmp_path):
         file["layer/0/weight"] = np.zeros(3)
     with pytest.raises(ArtifactError, match="an HDF5 file, but not one of nmtool's"):
         load(tmp_path / "other.net")
-    for missing in (tmp_path / "nothing.h5", tmp_path):
-        with pytest.raises(ArtifactError, match="no such file"):
-            load(missing)
+    with pytest.raises(ArtifactError, match="no such file"):
+        load(tmp_path / "nothing.h5")
+    with pytest.raises(ArtifactError, match="found a folder, allowed a file"):
+        load(tmp_path)
 
 
 def sealed(path):

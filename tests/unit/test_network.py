@@ -46,6 +46,24 @@ def test_sizes_are_those_of_all_sources():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"outputs": ()}, "network: found no outputs, allowed one or more of first, second"),
+        (
+            {"populations": {}, "projections": {}, "outputs": ()},
+            "network: found no populations, allowed one or more",
+        ),
+        ({"inputs": {"input": 6}}, "input input: found a int, allowed an Input"),
+        (
+            {"populations": {"first": np.ones(4), "second": NEURON}},
+            "population first: found a ndarray, allowed a Population",
+        ),
+        (
+            {"projections": {"p": np.ones((4, 6))}},
+            "projection p: found a ndarray, allowed a Projection; Projection.dense",
+        ),
+        (
+            {"projections": {"p": Projection("input", "first", (np.ones((4, 6)),))}},
+            "projection p: found a ndarray among its operations, allowed Dense, Sparse",
+        ),
         ({"outputs": ("third",)}, "found the output 'third', allowed first, second"),
         (
             {"projections": {"p": dense("inptu", "first", 4, 6)}},
@@ -83,12 +101,12 @@ def test_a_bias_of_another_shape_is_refused():
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "voltage:a", "a,b", "a\0", "a\n"])
 def test_names_that_files_or_probes_cannot_hold_are_refused(name):
     with pytest.raises(ConfigError, match="network: found the name"):
-        Network("n", {name: Input((1,))}, {}, {}, ())
+        replace(NETWORK, inputs={**NETWORK.inputs, name: Input((1,))})
 
 
 @pytest.mark.parametrize("name", ["layer0", "a b", "ü", "a.b", "in->out", "x" * 300])
 def test_other_names_are_allowed(name):
-    assert Network("n", {name: Input((1,))}, {}, {}, ()).sizes == {name: 1}
+    assert replace(NETWORK, inputs={**NETWORK.inputs, name: Input((1,))}).sizes[name] == 1
 
 
 def test_data_flow_is_the_order_in_which_spikes_arrive():
@@ -187,9 +205,8 @@ def test_axes_of_length_1_may_differ_and_the_order_of_others_not():
 
     def pooled(shape):
         chain = (SumPool((1, 2), (1, 2)),)
-        return Network(
-            "n", inputs, {"a": Population(shape, NEURON)}, {"p": Projection("in", "a", chain)}, ()
-        )
+        populations = {"a": Population(shape, NEURON)}
+        return Network("n", inputs, populations, {"p": Projection("in", "a", chain)}, ("a",))
 
     assert pooled((3, 1, 2)).sizes == pooled((3, 2)).sizes == {"in": 12, "a": 6}
     for shape in [(2, 3), (6,), (2, 1, 3)]:

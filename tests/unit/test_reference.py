@@ -270,7 +270,7 @@ TWO_INPUTS = compile_program(
         (CHAIN, SpikeTrain.from_raster(np.ones((2, 5))), None, "input: found 2 neurons, allowed 1"),
         (CHAIN, {"inptu": FIVE}, None, r"found spikes for \['inptu'\], allowed \['input'\]"),
         (CHAIN, {}, None, r"found spikes for \[\], allowed"),
-        (CHAIN, FIVE, 0, "found 0 steps, allowed 1 or more"),
+        (CHAIN, FIVE, 0, "found 0 steps, allowed whole numbers from 1"),
         (CHAIN, FIVE, 3, "found a spike at step 4, allowed 0 to 2; run at least 5 steps"),
         (TWO_INPUTS, FIVE, None, r"found one spike train, allowed one for each of \['x', 'y'\]"),
         (
@@ -404,7 +404,7 @@ def test_a_network_without_inputs_runs_for_a_number_of_steps():
     program = compile_program(network, nets.CHIP)
     recording = ReferenceBackend().open(program).run({}, n_steps=4)
     assert recording.spikes["a"].to_raster().tolist() == [[True] * 4]
-    with pytest.raises(ConfigError, match="input: found 0 steps, allowed 1 or more"):
+    with pytest.raises(ConfigError, match="input: found 0 steps, allowed whole numbers from 1"):
         ReferenceBackend().open(program).run({})
 
 

@@ -11,7 +11,7 @@ from nmtool.compiler import compile_program
 from nmtool.compiler.features import features
 from nmtool.errors import ConfigError, FitError
 from nmtool.network import Input
-from nmtool.operations import Conv, Dense, Scale, SumPool
+from nmtool.operations import Conv, Dense, Scale, Sparse, SumPool
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, QuantizedProjection
 from nmtool.spikes import SpikeTrain
 
@@ -76,6 +76,19 @@ def test_values_of_a_graded_input_have_24_bits_and_messages_32():
     [
         (lambda: Scale(0.9), "scale: found weights of type float"),
         (lambda: Dense([[1.0]]), "dense: found weights of type list"),
+        (
+            lambda: Dense(np.array([["a"]])),
+            "dense: found weights of type <U1, allowed real numbers",
+        ),
+        (lambda: Conv(np.ones((1, 1, 1, 1), complex)), "conv: found weights of type complex128"),
+        (
+            lambda: Sparse.from_matrix(np.array([[1j]])),
+            "sparse: found weights of type complex128, allowed real numbers",
+        ),
+        (
+            lambda: Sparse([1.0], np.zeros(1, int), np.zeros(1, int), (1, 1)),
+            "sparse: found weights of type list, allowed a numpy array",
+        ),
         (lambda: SumPool(2, 2), r"sum pooling\.kernel: found 2, allowed a pair"),
         (lambda: Conv(np.ones((1, 1, 1, 1)), 2), r"conv\.stride: found 2, allowed a pair"),
         (lambda: Input((1,), "grade"), r"input\.kind: found 'grade', allowed spikes, graded, bias"),
@@ -93,6 +106,33 @@ def test_an_array_is_no_spike_train_and_an_operation_no_chain():
     synapse = QuantizedProjection("a", "a", Dense(np.ones((1, 1))), SynapseFormat(8, 0, "mixed"))
     with pytest.raises(ConfigError, match="projection j: found operations of type Dense"):
         replace(network, projections={"j": synapse})
+
+
+def test_a_quantised_network_needs_neurons_and_an_output():
+    network = alone(ONE, i=Input((1,), "graded", "a"))
+    with pytest.raises(ConfigError, match="network: found no outputs, allowed one or more of a"):
+        replace(network, outputs=())
+    with pytest.raises(ConfigError, match="network: found no populations"):
+        QuantizedNetwork("n", "loihi2", {}, {}, {}, ())
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "3"])
+def test_steps_are_whole_numbers_from_1(steps):
+    network = alone(ONE, i=Input((1,), "graded", "a"))
+    with pytest.raises(ConfigError, match=r"compile: found .* steps, allowed whole numbers from 1"):
+        compile_program(network, CHIP, n_steps=steps)
+    session = ReferenceBackend().open(compile_program(network, CHIP, n_steps=np.int64(3)))
+    train = SpikeTrain.from_raster(np.zeros((1, 3), int), graded=True)
+    for act in (session.run, session.stream):
+        with pytest.raises(ConfigError, match=r"input: found .* steps, allowed whole numbers from"):
+            act(train, n_steps=steps)
+
+
+def test_a_probe_of_nothing_is_refused():
+    session = ReferenceBackend().open(compile_program(alone(ONE), CHIP))
+    for probe in ("", " , "):
+        with pytest.raises(ConfigError, match=r"probe: found '.*', allowed spikes, current"):
+            session.run({}, 3, probe)
 
 
 def test_a_skip_is_not_recurrent_and_a_loop_is():

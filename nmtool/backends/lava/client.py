@@ -129,7 +129,7 @@ class LavaStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._worker._stream is self:
+        if self.alive:
             self.close()
 
     def stream(
@@ -191,6 +191,11 @@ class LavaStream:
         body = {"op": "write", "projection": names[number]}
         arrays = {"mantissa": mantissa.astype(np.int32)}
         self._worker._ask(body, arrays, timeout, None, self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the network is still there: not after it was closed, or the worker failed."""
+        return self._worker._stream is self
 
     def close(self) -> None:
         """End this network; the worker stays for the next run."""

@@ -125,7 +125,8 @@ class Graph:
         if weights is not None:
             self.live[name] = weights
         graded = self.job.is_graded(projection.source)
-        synapses = make_projection(name, projection, graded=graded, live=weights)
+        words = self.job.populations[projection.target].graded
+        synapses = make_projection(name, projection, graded=graded, words=words, live=weights)
         self._nodes[f"projection {name}"] = synapses
         source, target = self._nodes[projection.source], self._nodes[projection.target]
         source.s_out.connect(synapses.s_in)

@@ -38,7 +38,7 @@ from nmtool.backends.lava.projections import (
     Projection,
 )
 from nmtool.backends.lava.shared import LiveWeights, Tape, shared_array
-from nmtool.fixedpoint import shift
+from nmtool.fixedpoint import STATE_BITS, shift
 
 # Any number above 0 makes Lava multiply by the payload; 24 is what the chip has.
 MESSAGE_BITS = 24
@@ -111,16 +111,20 @@ def _matrix(projection: LavaSparseProjection, values: NDArray[Any]) -> Any:
 
 
 def make_projection(
-    name: str, projection: Projection, *, graded: bool, live: LiveWeights | None
+    name: str, projection: Projection, *, graded: bool, words: bool, live: LiveWeights | None
 ) -> Any:
-    """Make the process of a projection; graded: whether its source sends payloads."""
+    """Make the process of a projection.
+
+    graded: whether its source sends payloads; words: whether its target counts modulo 2^32.
+    """
     settings: dict[str, Any] = {
         "name": name,
         "num_message_bits": MESSAGE_BITS if graded else 0,
     }
     weights = lava_weights(projection, projection.weight_mantissa)
     if isinstance(projection, LavaConvProjection):
-        return _convolution(projection, settings | {"weight": weights, "live": live})
+        bits = 32 if words else STATE_BITS
+        return _convolution(projection, settings | {"weight": weights, "live": live, "bits": bits})
     settings |= {
         "weights": weights,
         "weight_exp": projection.weight_exponent,

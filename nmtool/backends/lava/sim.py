@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from nmtool.backends.base import (
     ManagedSession,
     Probe,
     Progress,
+    Quantity,
     Recording,
     changed_weights,
     input_batch,
@@ -30,12 +31,15 @@ from nmtool.backends.lava.compat import lava_missing
 from nmtool.backends.lava.job import LavaJob, LavaResult, Overflow
 from nmtool.backends.lava.link import Patience
 from nmtool.backends.lava.lower import job, lower
+from nmtool.backends.lava.sums import check_sums, watched
 from nmtool.backends.limits import LIMITS
 from nmtool.compiler import Program
 from nmtool.compiler.features import Feature
-from nmtool.errors import BoardTimeout, DependencyError, UnsupportedError
+from nmtool.errors import BoardTimeout, DependencyError, UnsupportedError, UsageError
 from nmtool.fixedpoint import IntArray
 from nmtool.spikes import SpikeTrain
+
+Probes: TypeAlias = Mapping[Quantity, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class LavaSimSession(ManagedSession):
         self._timeout = backend.run_timeout
         self._worker = LavaWorker(Patience(backend.load_timeout, backend.run_timeout))
         self._stream: LavaStream | None = None
-        self._stream_batched = True
+        self._probes: Probes = {}
 
     def run(
         self,
@@ -88,13 +92,18 @@ class LavaSimSession(ManagedSession):
     ) -> Recording:
         """Run samples one after another in one long run, each from reset."""
         self._check_open()
-        self.reset()
+        if self._stream is not None:
+            raise UnsupportedError(
+                "lava-sim: found a run in the middle of a stream, allowed one or the other: Lava "
+                "holds one network at a time; end the stream with reset(), or open a second session"
+            )
         batch = input_batch(self.program, spikes, n_steps)
+        probes = resolve_probe(self.program, probe)
         started = time.monotonic()
         if batch.n_samples == 0:
             raise UnsupportedError("lava-sim: found 0 samples, allowed 1 or more")
         whole = replace(
-            self._job(probe),
+            self._job(probes),
             inputs=_rasters(batch),
             n_steps=batch.n_steps,
             samples=batch.n_samples,
@@ -105,34 +114,64 @@ class LavaSimSession(ManagedSession):
             raise BoardTimeout(
                 f"{error}; timeouts.run of the target is {self._timeout:g} s"
             ) from None
-        return self._recording(result, batch, time.monotonic() - started)
+        check_sums(whole, {**whole.inputs, **result.spikes})
+        return self._recording(result, probes, batch, time.monotonic() - started)
 
     def stream(
-        self, spikes: SpikeTrain | Mapping[str, SpikeTrain], probe: str | Probe | None = None
+        self,
+        spikes: SpikeTrain | Mapping[str, SpikeTrain],
+        probe: str | Probe | None = None,
+        n_steps: int | None = None,
     ) -> Recording:
-        """Run the next steps of the one stream; the probe is that of its first call.
+        """Run the next steps of the one stream.
 
         Raises:
-            UnsupportedError: more than one sample, for Lava holds one network.
+            UnsupportedError: more than one sample, for Lava holds one network; a probe of what its
+                first call did not ask for.
+            UsageError: the stream ended with an error.
         """
         self._check_open()
-        batch = input_batch(self.program, spikes)
+        batch = input_batch(self.program, spikes, n_steps)
         if batch.n_samples != 1:
             raise UnsupportedError(
-                f"lava-sim: found a stream of {batch.n_samples} samples, allowed 1"
+                f"lava-sim: found a stream of {batch.n_samples} samples, allowed 1: Lava holds one "
+                "network, with the state of one sample; open a session for each, use run(), or "
+                "stream on the emulator"
             )
+        probes = resolve_probe(self.program, probe)
         started = time.monotonic()
-        if self._stream is None:
-            self._stream = self._worker.open(self._job(probe), self._timeout, check=self._checked)
+        stream = self._opened(probes)
         rasters = {name: raster[0] for name, raster in _rasters(batch).items()}
-        result = self._stream.stream(rasters, batch.n_steps, self._timeout)
+        result = stream.stream(rasters, batch.n_steps, self._timeout)
         with_axis = replace(
             result,
             spikes={n: a[None] for n, a in result.spikes.items()},
             current={n: a[None] for n, a in result.current.items()},
             voltage={n: a[None] for n, a in result.voltage.items()},
         )
-        return self._recording(with_axis, batch, time.monotonic() - started)
+        try:
+            check_sums(self._job(probes), {**_rasters(batch), **with_axis.spikes})
+        except UnsupportedError:
+            stream.close()
+            raise
+        return self._recording(with_axis, probes, batch, time.monotonic() - started)
+
+    def _opened(self, probes: Probes) -> LavaStream:
+        """The stream, begun if there is none, if it records what is probed."""
+        if self._stream is None:
+            self._stream = self._worker.open(self._job(probes), self._timeout, check=self._checked)
+            self._probes = probes
+        if not self._stream.alive:
+            raise UsageError("stream: found one that ended with an error; reset() begins another")
+        for quantity, names in probes.items():
+            known = self._probes.get(quantity, ())
+            if missing := [name for name in names if name not in known]:
+                raise UnsupportedError(
+                    f"lava-sim: stream: found the probe {quantity}:{', '.join(missing)}, allowed "
+                    f"what the first call of the stream probed ({_listed(self._probes)}): Lava "
+                    "sets up what it records when it starts; ask for all of it there, or reset()"
+                )
+        return self._stream
 
     def write_weights(self, projection: str, mantissa: IntArray) -> int:
         """Write weights within the frozen format; returns how many of them changed."""
@@ -147,9 +186,9 @@ class LavaSimSession(ManagedSession):
 
     def reset(self) -> None:
         """End the stream: the next one starts from reset."""
-        if self._stream is not None:
+        if self._stream is not None and self._stream.alive:
             self._stream.close()
-            self._stream = None
+        self._stream = None
 
     def close(self) -> None:
         """End the worker and all that Lava started."""
@@ -162,23 +201,27 @@ class LavaSimSession(ManagedSession):
         """Whether Lava's job may be held to the chip's ranges: not with values beyond them."""
         return not self.program.simulators_only
 
-    def _job(self, probe: str | Probe | None) -> LavaJob:
-        probes = resolve_probe(self.program, probe)
-        return job(self.program, self._lowered, probes, self._overflow)
+    def _job(self, probes: Probes) -> LavaJob:
+        """The program with these probes, and those by which its sums are checked."""
+        return watched(job(self.program, self._lowered, probes, self._overflow))
 
-    def _recording(self, result: LavaResult, batch: InputBatch, wall: float) -> Recording:
-        def states(arrays: Mapping[str, Any]) -> dict[str, IntArray]:
-            return {n: unbatch(a.astype(np.int64), batch.batched) for n, a in arrays.items()}
+    def _recording(
+        self, result: LavaResult, probes: Probes, batch: InputBatch, wall: float
+    ) -> Recording:
+        def probed(quantity: Quantity, arrays: Mapping[str, Any]) -> dict[str, Any]:
+            asked = probes.get(quantity, ())
+            return {n: unbatch(a, batch.batched) for n, a in arrays.items() if n in asked}
+
+        def states(quantity: Quantity, arrays: Mapping[str, Any]) -> dict[str, IntArray]:
+            return {n: a.astype(np.int64) for n, a in probed(quantity, arrays).items()}
 
         return Recording(
             {
-                name: SpikeTrain.from_raster(
-                    unbatch(raster, batch.batched), self.program.network.graded(name)
-                )
-                for name, raster in result.spikes.items()
+                name: SpikeTrain.from_raster(raster, self.program.network.graded(name))
+                for name, raster in probed("spikes", result.spikes).items()
             },
-            states(result.current),
-            states(result.voltage),
+            states("current", result.current),
+            states("voltage", result.voltage),
             "lava-sim",
             self.program.fingerprint,
             batch.n_steps,
@@ -192,6 +235,10 @@ class LavaSimSession(ManagedSession):
                 "run_seconds": result.run_seconds,
             },
         )
+
+
+def _listed(probes: Probes) -> str:
+    return ", ".join(f"{quantity}:{name}" for quantity, names in probes.items() for name in names)
 
 
 def _rasters(batch: InputBatch) -> dict[str, Any]:
