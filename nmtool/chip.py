@@ -6,12 +6,13 @@ Both are YAML files under ``hw_configs/``; every number of a chip names its sour
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from nmtool import yamlio
 from nmtool.errors import ConfigError
@@ -21,7 +22,6 @@ from nmtool.yamlio import Strict
 T = TypeVar("T")
 Standing = Literal["paper", "code", "measured", "inferred", "uncertain"]
 BackendName = Literal["reference", "emulator", "lava-sim", "lava-loihi"]
-NOT_YET: tuple[BackendName, ...] = ("lava-loihi",)
 """Backends that a target file may name, but that are not there."""
 
 SignMode = Literal["mixed", "excitatory", "inhibitory"]
@@ -147,16 +147,86 @@ class Probes(Strict):
 
 
 class Timeouts(Strict):
-    """How long loading and one run may take, in seconds (durations with a unit in the file)."""
+    """How long loading and one run may take, in seconds (durations with a unit in the file).
+
+    ``lock`` is how long to wait for a board that somebody else holds, ``board`` how long SLURM or a
+    host may take to answer whether a board can be had.
+    """
 
     load: Duration = 120.0
     run: Duration = 60.0
+    lock: Duration = 0.0
+    board: Duration = 10.0
+
+
+class Slurm(Strict):
+    """A board that SLURM hands out: any of a partition, or one node."""
+
+    partition: Annotated[str, Field(min_length=1)] | None = None
+    node: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> Slurm:
+        if self.partition is None and self.node is None:
+            raise ValueError("a partition, a node, or both")
+        return self
+
+
+class Board(Strict):
+    """How a board is reached: through SLURM, or by the address of its host.
+
+    ``loihi_gen`` is the chip's stepping and ``host_binary`` the driver on the host, both as
+    ``lava.utils.loihi`` takes them.
+    """
+
+    slurm: Slurm | None = None
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]*$")] | None = None
+    host_binary: str = "nxcore/bin/nx_driver_server"
+    loihi_gen: Literal["N3B2", "N3B3", "N3C1", "N3D1"] = "N3B3"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Board:
+        if (self.slurm is None) == (self.host is None):
+            raise ValueError("either slurm or host, one of them")
+        return self
+
+    def __str__(self) -> str:
+        if self.slurm is None:
+            return f"host {self.host}"
+        parts = (("partition", self.slurm.partition), ("node", self.slurm.node))
+        return "SLURM " + " ".join(f"{what} {name}" for what, name in parts if name)
+
+
+class RecoveryCommand(Strict):
+    """A command that is to mend a board; it is run without a shell."""
+
+    command: Annotated[str, Field(min_length=1)]
+    timeout: Duration = 60.0
+
+    @field_validator("command")
+    @classmethod
+    def _words(cls, command: str) -> str:
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise ValueError(f"a command in the shell's quoting ({error})") from None
+        if not words:
+            raise ValueError("a command of one word or more")
+        return command
+
+    def __str__(self) -> str:
+        return f"command {self.command}"
+
+
+RecoveryStep = Literal["reload", "reset"] | RecoveryCommand
 
 
 class HardwareConfig(Strict):
     """One target: the chip, the backend that stands for it, faults, probes and timeouts.
 
     ``current_overflow: lava`` has lava-sim fold u once, as Lava does, not modulo 2^24 as the chip.
+    ``board``, ``measure`` and ``allow_python_models`` are lava-loihi's; ``recovery`` is what to do
+    after a fault of the board, one step before each further attempt.
     """
 
     schema_: Literal["nmtool.hardware/v1"] = Field(alias="schema")
@@ -168,6 +238,24 @@ class HardwareConfig(Strict):
     current_overflow: Literal["chip", "lava"] = "chip"
     probes: Probes = Probes()
     timeouts: Timeouts = Timeouts()
+    board: Board | None = None
+    measure: list[Literal["power", "time"]] = []
+    allow_python_models: bool | list[str] = False
+    recovery: list[RecoveryStep] = []
+
+    @model_validator(mode="after")
+    def _a_board_where_there_is_one(self) -> HardwareConfig:
+        if self.backend == "lava-loihi":
+            if self.board is None:
+                raise ValueError(
+                    "a board with the backend lava-loihi: board: {slurm: {partition: NAME}} or "
+                    "board: {host: ADDRESS}"
+                )
+            return self
+        for key in ("board", "measure", "allow_python_models"):
+            if getattr(self, key):
+                raise ValueError(f"no {key} with the backend {self.backend}, only with lava-loihi")
+        return self
 
     @model_validator(mode="after")
     def _faults_can_be_acted_out(self) -> HardwareConfig:
@@ -265,11 +353,10 @@ def backend_hint(name: str) -> str:
         for target, path in shipped("targets").items()
         if yamlio.parse(yamlio.read_text(path), str(path)).data.get("backend") == name
     ]
-    later = ", and which this version does not have yet" if name in NOT_YET else ""
     return (
-        f"; {name} is a backend, which {', '.join(users) or 'no shipped target'} uses{later}: a "
-        f"target file my-target.yaml with `backend: {name}` names it; `nmtool compile --hw loihi2` "
-        "makes a program for the chip alone"
+        f"; {name} is a backend, which the target {' and the target '.join(users)} uses: a target "
+        f"file my-target.yaml with `backend: {name}` names it; `nmtool compile --hw loihi2` makes "
+        "a program for the chip alone"
     )
 
 

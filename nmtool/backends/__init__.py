@@ -36,7 +36,7 @@ def get_backend(hardware: HardwareConfig) -> Backend:
     """The backend that a target names.
 
     Raises:
-        UnsupportedError: faults on a backend that cannot act them out, or no such backend yet.
+        UnsupportedError: faults on a backend that cannot act them out.
         DependencyError: the backend needs a package that is not installed.
     """
     if hardware.backend == "emulator":
@@ -61,10 +61,12 @@ def get_backend(hardware: HardwareConfig) -> Backend:
         return LavaSimBackend(
             hardware.timeouts.load, hardware.timeouts.run, hardware.current_overflow
         )
-    raise UnsupportedError(
-        f"target {hardware.name}: found the backend {hardware.backend}, which this version does "
-        "not have yet; allowed emulator, reference, lava-sim"
-    )
+    from nmtool.backends.lava.compat import loihi_missing
+    from nmtool.backends.lava.loihi import LavaLoihiBackend
+
+    if reason := loihi_missing():
+        raise DependencyError(f"target {hardware.name}: {reason}")
+    return LavaLoihiBackend(hardware)
 
 
 def _chip(hardware: HardwareConfig) -> ChipSpec | None:
@@ -94,9 +96,15 @@ def open_session(program: Program, hardware: HardwareConfig) -> Session:
         ArtifactError: the program was made for another chip, or for other weights.
         UnsupportedError: the target cannot do something that the program holds.
         ConfigError: an injected fault that the program or the chip has no place for.
+        BoardUnavailable: no board, or somebody else holds it.
     """
     check_target(program, hardware)
-    return get_backend(hardware).open(program)
+    backend = get_backend(hardware)
+    if not hardware.recovery:
+        return backend.open(program)
+    from nmtool.backends.recovery import RecoveringSession
+
+    return RecoveringSession(program, backend.open, hardware.recovery)
 
 
 def check_target(program: Program, hardware: HardwareConfig) -> None:

@@ -179,6 +179,8 @@ def refuse_unsupported(name: str, limits: Mapping[Feature, str], program: Progra
         for feature, users in features(program).items()
         if feature in limits
     ]
+    if "values beyond the chip's registers" in limits:
+        reasons += [f"{name}: {line}" for line in program.simulators_only]
     if reasons:
         raise UnsupportedError("\n".join(reasons))
 

@@ -29,6 +29,23 @@ LIMITS: Mapping[str, Limits] = {
             "(lava.proc.sdn.models); the emulator and the reference count in 32"
         ),
     },
+    "lava-loihi": {
+        "refractory delay": (
+            "Lava's only refractory neuron has floating-point models (lava.proc.lif.models)"
+        ),
+        "reset interval not a power of two": (
+            "chips reset neurons every 2^k steps (lava.proc.lif.process.LIFReset on Loihi 2)"
+        ),
+        "values beyond the chip's registers": "no register of the chip holds them",
+        **dict.fromkeys(
+            ("delta", "sigma delta", "sigma", "sigma-delta reset", "graded input"),
+            "nmtool lays out spikes and CUBA neurons on chips, and no graded messages yet",
+        ),
+        "bias input": (
+            "a bias that changes with every step needs nmtool's own neuron model, and a chip has "
+            "models of Lava's own processes only"
+        ),
+    },
 }
 
 FAULT_LIMITS: Limits = dict.fromkeys(

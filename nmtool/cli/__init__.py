@@ -19,6 +19,8 @@ VERBS = {
     "import": "import_",
     "export": "export",
     "config": "config",
+    "board": "board",
+    "doctor": "doctor",
 }
 
 

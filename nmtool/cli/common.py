@@ -181,14 +181,14 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, terminate)
     sys.unraisablehook = _raise_again
     try:
-        command.main(args=arguments, prog_name="nmtool", standalone_mode=False)
+        ended = command.main(args=arguments, prog_name="nmtool", standalone_mode=False)
         sys.stdout.flush()
+        if isinstance(ended, int):  # click returns what its Exit holds
+            return ended
     except CheckFailed as error:
         return _fail(str(error), error.exit_code, as_json=False)  # the result is printed already
     except NmtoolError as error:
         return _fail(str(error), error.exit_code, as_json)
-    except click.exceptions.Exit as error:
-        return int(error.exit_code)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "nmtool"
         return _fail(f"{error.format_message()} (see {where} --help)", 2, as_json)

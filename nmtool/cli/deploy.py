@@ -130,6 +130,9 @@ def report(
         warn(f"recorded {recording.n_steps} of {asked} steps of each sample")
     if net.checks and not results:
         note(options, f"no check of the program is for {hardware.name}")
+    attempts = recording.provenance.get("attempts", [])
+    if attempts:
+        warn(f"passed only on retry: {len(attempts)} of {len(attempts) + 1} attempts failed")
     if hardware.faults:
         note(options, f"{hardware.name} is a simulator with invented defects, not a chip")
     document = {
@@ -141,9 +144,12 @@ def report(
         "steps": recording.n_steps,
         "measured": measured.as_json(),
         "checks": results,
+        "attempts": attempts,
         "recording": output,
     }
-    emit(options, "deploy", document, _text(hardware, given, measured, results, output))
+    text = _text(hardware, given, measured, results, output)
+    retried = [f"PASSED ONLY ON RETRY after {a['step']}: {a['error']}" for a in attempts]
+    emit(options, "deploy", document, "\n".join([text, *retried]))
     if failed := [r for r in results if not r["passed"]]:
         raise CheckFailed(
             "\n".join(

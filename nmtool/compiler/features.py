@@ -31,6 +31,7 @@ Feature: TypeAlias = Literal[
     "bias",
     "refractory delay",
     "periodic reset",
+    "reset interval not a power of two",
     "delta",
     "sigma delta",
     "sigma",
@@ -100,6 +101,8 @@ def _of_population(population: QuantizedPopulation) -> Iterator[Feature]:
         yield "refractory delay"
     if population.reset is not None:
         yield "sigma-delta reset" if population.graded else "periodic reset"
+        if population.reset.interval & (population.reset.interval - 1):
+            yield "reset interval not a power of two"
     if population.graded:
         yield from _of_registers(population)
     if np.any(population.axonal_delay):

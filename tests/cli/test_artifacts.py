@@ -164,11 +164,14 @@ def test_learning_refuses_what_it_does_not_support(nmtool, folder):
     assert nmtool("deploy", "p.h5", "--hw", "reference").code == 0
 
 
-def test_a_backend_that_is_not_there_yet(nmtool, folder, hardware):
+def test_a_chip_without_intels_package(nmtool, folder, hardware):
+    path = hardware("board: {host: nowhere}", backend="lava-loihi")
+    done = nmtool("deploy", "run/program.h5", "--hw", path)
+    assert done.code == 10
+    assert "target mine: lava-" in done.err
     done = nmtool("deploy", "run/program.h5", "--hw", hardware(backend="lava-loihi"))
-    assert done.code == 4
-    assert "found the backend lava-loihi" in done.err
-    assert "allowed emulator, reference, lava-sim" in done.err
+    assert done.code == 3
+    assert "a board with the backend lava-loihi" in done.err
 
 
 def test_faults_on_a_backend_that_cannot_act_them_out(nmtool, folder, hardware):

@@ -105,7 +105,7 @@ def test_a_wrong_target_file(nmtool, hardware, lines, says):
     [
         ("referense", "did you mean reference?"),
         ("loihi2-fault", "did you mean loihi2-faulty?"),
-        ("cray", "allowed emulator, lava-sim, loihi2-faulty, reference"),
+        ("cray", "allowed emulator, kapoho-point, lava-sim, loihi2-faulty, oheo-gulch, reference"),
         ("./none.yaml", "none.yaml: no such file"),
         ("run/", "run"),
     ],

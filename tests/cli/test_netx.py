@@ -343,7 +343,7 @@ def test_a_backend_is_no_target(nmtool, folder):
     for verb in (("compile", "run"), ("deploy", "run/program.h5")):
         done = nmtool(*verb, "--hw", "lava-loihi", "-o", "x.h5")
         assert done.code == 3
-        assert "lava-loihi is a backend, which no shipped target uses" in done.err
+        assert "a backend, which the target kapoho-point and the target oheo-gulch" in done.err
         assert "`backend: lava-loihi`" in done.err
 
 

@@ -1,5 +1,6 @@
 """An independent reference of a few lines, random networks, and a look at what is left over."""
 
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from nmtool.backends.lava.client import LavaWorker
 from nmtool.backends.lava.compat import lava_missing
 from nmtool.backends.lava.job import LavaJob, LavaPopulation, LavaProbes, LavaProjection
+from nmtool.chip import HardwareConfig
 
 
 def pytest_collection_modifyitems(items):
@@ -173,3 +175,36 @@ def worker():
     """One worker for a module: most tests only need its answers."""
     with LavaWorker() as shared:
         yield shared
+
+
+STAND_IN = Path(__file__).parents[1] / "loihi_stand_in"
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """The stand-in for lava-loihi, SLURM and ping; ``stand_in("hang", sinfo="down")`` breaks it."""
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    monkeypatch.setenv("PATH", str(STAND_IN / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("NMTOOL_LOCKS", str(tmp_path / "locks"))
+
+    def misbehave(words="", *, sinfo="idle", ping="0"):
+        monkeypatch.setenv("STAND_IN", words)
+        monkeypatch.setenv("STAND_IN_SINFO", sinfo)
+        monkeypatch.setenv("STAND_IN_PING", ping)
+
+    misbehave()
+    return misbehave
+
+
+@pytest.fixture
+def board():
+    """``board(key=value, ...)``: a target with a board, behind SLURM unless ``host`` is given."""
+
+    def make(host=None, **keys):
+        where = {"host": host} if host else {"slurm": {"partition": "oheogulch"}}
+        head = {"schema": "nmtool.hardware/v1", "name": "og", "chip": "loihi2"}
+        return HardwareConfig.model_validate(
+            {**head, "backend": "lava-loihi", "board": where, **keys}
+        )
+
+    return make

@@ -6,7 +6,13 @@ import pytest
 import nmtool
 from nmtool.backends import open_session
 from nmtool.chip import Faults, load_hardware
-from nmtool.errors import ArtifactError, ConfigError, NmtoolError, UnsupportedError
+from nmtool.errors import (
+    ArtifactError,
+    ConfigError,
+    DependencyError,
+    NmtoolError,
+    UnsupportedError,
+)
 
 NETWORK = nmtool.Network(
     "api",
@@ -127,11 +133,11 @@ def test_a_program_for_another_chip_or_other_weights_is_refused():
     nmtool.open(nmtool.compile(NETWORK, weight_bits=4), "loihi2-faulty").close()
 
 
-@pytest.mark.parametrize("backend", ["lava-loihi"])
-def test_a_backend_that_is_not_there_yet_is_refused(backend):
-    hardware = load_hardware("reference", [f"backend={backend}"])
-    with pytest.raises(UnsupportedError, match=f"found the backend {backend}, which this version"):
-        open_session(nmtool.compile(NETWORK), hardware)
+def test_a_chip_needs_a_board_and_intels_package():
+    with pytest.raises(ConfigError, match=r"a board with the backend lava-loihi: board: \{slurm"):
+        load_hardware("reference", ["backend=lava-loihi"])
+    with pytest.raises(DependencyError, match=r"lava-loihi is not installed|lava-nc is not"):
+        open_session(nmtool.compile(NETWORK), load_hardware("oheo-gulch"))
 
 
 def test_faults_are_refused_where_nothing_acts_them_out():

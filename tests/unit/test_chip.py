@@ -82,7 +82,7 @@ def test_only_the_faulty_target_has_faults():
         (load_chip, "loihi3", r"chip loihi3: unknown, allowed loihi1, loihi2, or the path .*"),
         (load_hardware, "referense", r"target referense: unknown, .*; did you mean reference\?"),
         (load_hardware, "", "target : unknown"),
-        (load_hardware, "lava-loihi", "a backend, which no shipped target uses, and which this .*"),
+        (load_hardware, "lava-loihi", "a backend, which the target kapoho-point and the target .*"),
         (load_hardware, "lava-loihi", "my-target.yaml with `backend: lava-loihi` names it"),
         (load_hardware, "nothing.yaml", "nothing.yaml: no such file"),
         (load_chip, "nowhere/loihi2", "nowhere/loihi2: no such file"),

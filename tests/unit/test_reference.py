@@ -205,7 +205,7 @@ FIVE = SpikeTrain.from_raster(np.ones((1, 1, 5)))
     ("probe", "found"),
     [
         (None, {("spikes", "b")}),
-        ("", set()),
+        ({}, set()),
         ("spikes", {("spikes", "a"), ("spikes", "b")}),
         ("voltage:a", {("voltage", "a")}),
         ("current:b, spikes:a", {("current", "b"), ("spikes", "a")}),

@@ -218,4 +218,6 @@ def _result(reply: Mapping[str, Any], found: wire.Arrays, head: tuple[int, ...])
         run_seconds=reply["run_seconds"],
         versions=reply["versions"],
         models=reply["models"],
+        resources=reply["resources"],
+        measured=reply["measured"],
     )

@@ -26,6 +26,10 @@ INSTALL = (
     "install with: pip install '.[lava]' in a checkout of nmtool, then: pip install --no-deps "
     "--ignore-requires-python lava-nc==0.10.0 lava-dl==0.6.0"
 )
+INTEL = (
+    "lava-loihi is Intel's own and comes with membership of its Neuromorphic Research Community "
+    "(INRC): ask inrc_interest@intel.com, then pip install the lava-loihi archive that you get"
+)
 
 _VAR_MODEL = "lava.magma.compiler.var_model"
 _DETECTION = "lava.lib.dl.slayer.object_detection"
@@ -61,6 +65,18 @@ def lava_missing() -> str | None:
     if os.name != "posix":
         return "Lava's CPU simulation forks its processes, which only POSIX systems can do"
     return _lava_problem()
+
+
+def loihi_missing() -> str | None:
+    """Why Loihi boards cannot be used here, or None. Imports neither Lava nor Intel's package."""
+    if reason := lava_missing():
+        return reason
+    try:
+        # The module that lava.utils.loihi.is_installed looks for.
+        found = importlib.util.find_spec("lava.utils.loihi2_profiler")
+    except ImportError:
+        found = None
+    return None if found else f"lava-loihi is not installed; {INTEL}"
 
 
 def slayer_missing() -> str | None:

@@ -73,8 +73,12 @@ class Graph:
         started = time.perf_counter()
         self._build(live)
         self._anchor = next(self._nodes[name] for name in job.populations)
-        self._anchor.create_runtime(run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+        self._start()
         self.build_seconds = time.perf_counter() - started
+
+    def _start(self) -> None:
+        """Compile the processes and start their runtime."""
+        self._anchor.create_runtime(run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
 
     def _build(self, live: bool) -> None:
         for name in self.job.inputs:
@@ -128,9 +132,12 @@ class Graph:
         words = self.job.populations[projection.target].graded
         synapses = make_projection(name, projection, graded=graded, words=words, live=weights)
         self._nodes[f"projection {name}"] = synapses
-        source, target = self._nodes[projection.source], self._nodes[projection.target]
-        source.s_out.connect(synapses.s_in)
-        synapses.a_out.connect(target.a_in)
+        self._out(projection.source).connect(synapses.s_in)
+        synapses.a_out.connect(self._nodes[projection.target].a_in)
+
+    def _out(self, name: str) -> Any:
+        """The port from which an input or a population sends."""
+        return self._nodes[name].s_out
 
     def _bridge_islands(self) -> None:
         """Join the unconnected parts of a network by synapses of weight 0.
@@ -167,6 +174,15 @@ class Graph:
             name.removeprefix("projection "): node.model_class.__name__
             for name, node in self._nodes.items()
         }
+
+    @property
+    def resources(self) -> dict[str, str]:
+        """What each process runs on, where that is not the CPU for all of them."""
+        return {}
+
+    def measured(self) -> dict[str, Any]:
+        """What a profiler measured of the last run; the simulation has none."""
+        return {}
 
     @property
     def reached(self) -> int:

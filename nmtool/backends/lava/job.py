@@ -39,6 +39,7 @@ from nmtool.fixedpoint import STATE_LIMIT
 __all__ = [
     "MAX_DELAY",
     "SIGN_RANGE",
+    "LavaBoard",
     "LavaConvProjection",
     "LavaDelta",
     "LavaDrive",
@@ -83,6 +84,27 @@ class LavaDrive:
     kind: Literal["graded", "bias"] = "graded"
 
 
+@dataclass(frozen=True)
+class LavaBoard:
+    """The board that a job runs on: a SLURM partition or node, or the address of a host.
+
+    measure: of "power" and "time"; python_models: the processes of the chip that may have a Python
+    model, "*" for all of them.
+    """
+
+    partition: str | None = None
+    node: str | None = None
+    host: str | None = None
+    host_binary: str = ""
+    loihi_gen: str = "N3B3"
+    measure: tuple[str, ...] = ()
+    python_models: tuple[str, ...] = ()
+
+    def permits(self, name: str) -> bool:
+        """Whether a process of the chip may have a Python model."""
+        return "*" in self.python_models or name in self.python_models
+
+
 @dataclass(frozen=True, eq=False)
 class LavaJob:
     """A network and the samples to run through it.
@@ -98,6 +120,10 @@ class LavaJob:
 
     current_overflow: "chip" keeps u modulo 2^24 in (-2^23, 2^23] whatever is added to it; "lava"
     is Lava's own code, which folds once and adds in 32 bits.
+
+    board: where it runs, None for Lava's CPU simulation. On a board hold steps are silent, and
+    nothing is held: what keeps samples apart there are the resets of the populations, whose steps
+    count from the first step of the run.
     """
 
     inputs: Mapping[str, NDArray[Any]]
@@ -109,6 +135,7 @@ class LavaJob:
     samples: int | None = None
     drives: tuple[LavaDrive, ...] = ()
     current_overflow: Overflow = "chip"
+    board: LavaBoard | None = None
 
     @classmethod
     def network(
@@ -259,7 +286,8 @@ class LavaResult:
     spikes is bool, or int32 messages where a population is graded; current (sigma of the
     sigma-delta family) and voltage (act) are int32; a LIF's voltage is after the step's reset.
     steps counts all Lava steps, holds included. models maps each Lava process to the class name of
-    the model chosen.
+    the model chosen, resources to what it runs on (boards only); measured is what a board's
+    profiler gave.
     """
 
     spikes: dict[str, NDArray[Any]]
@@ -270,6 +298,8 @@ class LavaResult:
     run_seconds: float
     versions: dict[str, str]
     models: dict[str, str]
+    resources: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
 
 
 def check_payloads(owner: str, raster: NDArray[Any]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nmtool.backends.lava import wire
 from nmtool.backends.lava.compat import lava_missing
 from nmtool.backends.lava.group import ProcessGroup
-from nmtool.errors import BoardError, BoardTimeout, DependencyError
+from nmtool.errors import BoardError, BoardTimeout, BoardUnavailable, DependencyError
 
 Progress = Callable[[int, int], None]
 
@@ -28,11 +28,12 @@ class Patience:
     """When to give up, in seconds.
 
     silence: no sign of life from the worker, which beats twice a second; stall: signs of life but
-    not one more step. Each ends a run even if it has no timeout.
+    not one more step. Each ends a run even if it has no timeout. subject: who is waited for.
     """
 
     silence: float = 60.0
     stall: float = 300.0
+    subject: str = "Lava's simulation"
 
 
 class Link:
@@ -101,8 +102,14 @@ class Link:
                 if not data:
                     return
                 self._heard = time.monotonic()
-                yield from self._reader.feed(data)
+                yield from self._understood(data)
             self._check_time(deadline)
+
+    def _understood(self, data: bytes) -> list[tuple[dict[str, Any], wire.Arrays]]:
+        try:
+            return self._reader.feed(data)
+        except (wire.WireError, ValueError, KeyError, TypeError) as error:
+            raise BoardError(f"Lava's worker sent garbage: {error}") from None
 
     def _note(self, body: Mapping[str, Any], progress: Progress | None) -> None:
         phase, step = body["phase"], int(body["step"])
@@ -115,16 +122,19 @@ class Link:
         now = time.monotonic()
         where = f"it was {self._phase}, {self._step} steps done"
         if deadline is not None and now > deadline:
-            raise BoardTimeout(f"Lava's simulation took longer than its timeout: {where}")
+            raise BoardTimeout(f"{self._patience.subject} took longer than its timeout: {where}")
         if now - self._heard > self._patience.silence:
             raise BoardTimeout(f"Lava's worker was silent for {now - self._heard:.0f} s: {where}")
         if now - self._moved > self._patience.stall:
-            raise BoardTimeout(f"Lava's simulation is stuck, {now - self._moved:.0f} s: {where}")
+            stuck = f"{self._patience.subject} is stuck, {now - self._moved:.0f} s"
+            raise BoardTimeout(f"{stuck}: {where}")
 
     def _failure(self, body: Mapping[str, Any]) -> Exception:
         if body["kind"] == "dependency":
             return DependencyError(body["message"])
-        message = f"Lava's simulation failed: {body['message']}"
+        if body["kind"] == "unavailable":
+            return BoardUnavailable(body["message"])
+        message = f"{self._patience.subject} failed: {body['message']}"
         if body["logged"]:
             message += f": {last_error(self.group.log_tail())}"
         return BoardError(message)

@@ -49,10 +49,13 @@ class Lowered:
         return mantissa.ravel()[self.index]
 
 
-def lower(program: Program) -> dict[str, list[Lowered]]:
-    """For each projection of a program the Lava projections that stand for it."""
+def lower(program: Program, *, convolutions: bool = True) -> dict[str, list[Lowered]]:
+    """For each projection of a program the Lava projections that stand for it.
+
+    Without ``convolutions`` those are written out as single synapses too.
+    """
     return {
-        name: _projection(program, name, projection)
+        name: _projection(program, name, projection, convolutions)
         for name, projection in program.network.projections.items()
     }
 
@@ -114,13 +117,15 @@ def _population(p: QuantizedPopulation) -> Population:
     )
 
 
-def _projection(program: Program, name: str, p: QuantizedProjection) -> list[Lowered]:
+def _projection(
+    program: Program, name: str, p: QuantizedProjection, convolutions: bool
+) -> list[Lowered]:
     axonal = np.asarray(program.network.axonal_delay(p.source))
     shape = program.network.shapes[p.source]
     last = p.operations[-1]
     kinds = [type(operation) for operation in p.operations]
     undelayed = not np.any(p.delay) and not np.any(axonal)
-    if isinstance(last, Conv) and len(kinds) == 1 and undelayed:
+    if convolutions and isinstance(last, Conv) and len(kinds) == 1 and undelayed:
         return [_conv(name, p, last, (shape[0], shape[1], shape[2]))]
     if isinstance(last, Dense) and kinds in ([Dense], [Flatten, Dense]):
         index = np.arange(last.weight.size).reshape(last.weight.shape)

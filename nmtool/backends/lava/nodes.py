@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from lava.proc.dense.process import DelayDense, Dense
+from lava.proc.lif.process import LIF, LIFReset
 from lava.proc.sdn.process import ActivationMode
-from lava.proc.sparse.process import Sparse
+from lava.proc.sparse.process import DelaySparse, Sparse
 from lava.utils.weightutils import SignMode
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
@@ -56,7 +57,12 @@ def make_population(
     """Make the process of a population; biases and fold are of LIF neurons only."""
     common: dict[str, Any] = {"shape": (population.n,), "name": name, "tape": tape}
     if isinstance(population, LavaPopulation):
-        return HeldLIF(**common, **_lif_settings(population), biases=tuple(biases), fold=fold)
+        resets = {
+            "reset_interval": population.reset_interval,
+            "reset_offset": population.reset_offset,
+        }
+        settings = _lif_settings(population) | resets
+        return HeldLIF(**common, **settings, biases=tuple(biases), fold=fold)
     if isinstance(population, LavaSigma):
         return HeldSigma(**common)
     # Lava multiplies numbers of whatever type by 2^(spike_exp + state_exp): Python's do not wrap.
@@ -83,9 +89,17 @@ def _lif_settings(population: LavaPopulation) -> dict[str, Any]:
         "vth": population.threshold,
         "bias_mant": 0 if bias is None else np.asarray(bias, np.int32),
         "bias_exp": population.bias_exponent,
-        "reset_interval": population.reset_interval,
-        "reset_offset": population.reset_offset,
     }
+
+
+def make_stock_lif(name: str, population: LavaPopulation) -> Any:
+    """Make one of Lava's own LIF processes, which a chip has models for."""
+    common = {"shape": (population.n,), "name": name, **_lif_settings(population)}
+    if not population.reset_interval:
+        return LIF(**common)
+    # Lava counts steps from 1, populations from 0.
+    offset = (population.reset_offset + 1) % population.reset_interval
+    return LIFReset(**common, reset_interval=population.reset_interval, reset_offset=offset)
 
 
 def live_weights(projection: Projection) -> LiveWeights:
@@ -111,11 +125,18 @@ def _matrix(projection: LavaSparseProjection, values: NDArray[Any]) -> Any:
 
 
 def make_projection(
-    name: str, projection: Projection, *, graded: bool, words: bool, live: LiveWeights | None
+    name: str,
+    projection: Projection,
+    *,
+    graded: bool = False,
+    words: bool = False,
+    live: LiveWeights | None = None,
+    stock: bool = False,
 ) -> Any:
     """Make the process of a projection.
 
-    graded: whether its source sends payloads; words: whether its target counts modulo 2^32.
+    graded: whether its source sends payloads; words: whether its target counts modulo 2^32; stock:
+    of Lava's own synapses only, which a chip has models for; not for convolutions.
     """
     settings: dict[str, Any] = {
         "name": name,
@@ -132,7 +153,7 @@ def make_projection(
         "sign_mode": _SIGN_MODES[projection.sign_mode],
     }
     if isinstance(projection, LavaSparseProjection):
-        return _sparse(projection, settings, live)
+        return _sparse(projection, settings, live, stock)
     return _dense(projection, settings, live)
 
 
@@ -145,13 +166,18 @@ def _dense(projection: LavaProjection, settings: dict[str, Any], live: LiveWeigh
 
 
 def _sparse(
-    projection: LavaSparseProjection, settings: dict[str, Any], live: LiveWeights | None
+    projection: LavaSparseProjection,
+    settings: dict[str, Any],
+    live: LiveWeights | None,
+    stock: bool,
 ) -> Any:
     if projection.longest_delay == 0:
         return Sparse(**settings) if live is None else LiveSparse(live=live, **settings)
     # One number for all would make Lava fill a whole matrix with it.
     delays = np.broadcast_to(projection.delay, projection.post.shape).astype(np.int64)
     settings["delays"] = _matrix(projection, delays)
+    if stock:
+        return DelaySparse(max_delay=projection.longest_delay, **settings)
     return FastDelaySparse(max_delay=projection.longest_delay, live=live, **settings)
 
 

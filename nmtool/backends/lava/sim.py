@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -74,12 +74,16 @@ class LavaSimBackend:
 class LavaSimSession(ManagedSession):
     """A program in Lava; the worker process starts with the first run."""
 
-    def __init__(self, program: Program, backend: LavaSimBackend) -> None:
+    name: ClassVar[str] = "lava-sim"
+
+    def __init__(
+        self, program: Program, backend: LavaSimBackend, patience: Patience | None = None
+    ) -> None:
         self.program = program
         self._lowered = lower(program)
         self._overflow = backend.current_overflow
         self._timeout = backend.run_timeout
-        self._worker = LavaWorker(Patience(backend.load_timeout, backend.run_timeout))
+        self._worker = LavaWorker(patience or Patience(backend.load_timeout, backend.run_timeout))
         self._stream: LavaStream | None = None
         self._probes: Probes = {}
 
@@ -92,16 +96,12 @@ class LavaSimSession(ManagedSession):
     ) -> Recording:
         """Run samples one after another in one long run, each from reset."""
         self._check_open()
-        if self._stream is not None:
-            raise UnsupportedError(
-                "lava-sim: found a run in the middle of a stream, allowed one or the other: Lava "
-                "holds one network at a time; end the stream with reset(), or open a second session"
-            )
+        self._check_no_stream()
         batch = input_batch(self.program, spikes, n_steps)
         probes = resolve_probe(self.program, probe)
         started = time.monotonic()
         if batch.n_samples == 0:
-            raise UnsupportedError("lava-sim: found 0 samples, allowed 1 or more")
+            raise UnsupportedError(f"{self.name}: found 0 samples, allowed 1 or more")
         whole = replace(
             self._job(probes),
             inputs=_rasters(batch),
@@ -116,6 +116,14 @@ class LavaSimSession(ManagedSession):
             ) from None
         check_sums(whole, {**whole.inputs, **result.spikes})
         return self._recording(result, probes, batch, time.monotonic() - started)
+
+    def _check_no_stream(self) -> None:
+        if self._stream is not None:
+            raise UnsupportedError(
+                f"{self.name}: found a run in the middle of a stream, allowed one or the other: "
+                "Lava holds one network at a time; end the stream with reset(), or open a second "
+                "session"
+            )
 
     def stream(
         self,
@@ -132,14 +140,19 @@ class LavaSimSession(ManagedSession):
         """
         self._check_open()
         batch = input_batch(self.program, spikes, n_steps)
-        if batch.n_samples != 1:
-            raise UnsupportedError(
-                f"lava-sim: found a stream of {batch.n_samples} samples, allowed 1: Lava holds one "
-                "network, with the state of one sample; open a session for each, use run(), or "
-                "stream on the emulator"
-            )
         probes = resolve_probe(self.program, probe)
         started = time.monotonic()
+        result = self._streamed(batch, probes)
+        return self._recording(result, probes, batch, time.monotonic() - started)
+
+    def _streamed(self, batch: InputBatch, probes: Probes) -> LavaResult:
+        """The next steps of the stream, with an axis for its one sample."""
+        if batch.n_samples != 1:
+            raise UnsupportedError(
+                f"{self.name}: found a stream of {batch.n_samples} samples, allowed 1: Lava holds "
+                "one network, with the state of one sample; open a session for each, use run(), or "
+                "stream on the emulator"
+            )
         stream = self._opened(probes)
         rasters = {name: raster[0] for name, raster in _rasters(batch).items()}
         result = stream.stream(rasters, batch.n_steps, self._timeout)
@@ -154,7 +167,7 @@ class LavaSimSession(ManagedSession):
         except UnsupportedError:
             stream.close()
             raise
-        return self._recording(with_axis, probes, batch, time.monotonic() - started)
+        return with_axis
 
     def _opened(self, probes: Probes) -> LavaStream:
         """The stream, begun if there is none, if it records what is probed."""
@@ -167,9 +180,10 @@ class LavaSimSession(ManagedSession):
             known = self._probes.get(quantity, ())
             if missing := [name for name in names if name not in known]:
                 raise UnsupportedError(
-                    f"lava-sim: stream: found the probe {quantity}:{', '.join(missing)}, allowed "
-                    f"what the first call of the stream probed ({_listed(self._probes)}): Lava "
-                    "sets up what it records when it starts; ask for all of it there, or reset()"
+                    f"{self.name}: stream: found the probe {quantity}:{', '.join(missing)}, "
+                    f"allowed what the first call of the stream probed ({_listed(self._probes)}): "
+                    "Lava sets up what it records when it starts; ask for all of it there, or "
+                    "reset()"
                 )
         return self._stream
 
@@ -222,7 +236,7 @@ class LavaSimSession(ManagedSession):
             },
             states("current", result.current),
             states("voltage", result.voltage),
-            "lava-sim",
+            self.name,
             self.program.fingerprint,
             batch.n_steps,
             wall,

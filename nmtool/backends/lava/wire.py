@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmtool.backends.lava.job import (
+    LavaBoard,
     LavaConvProjection,
     LavaDelta,
     LavaDrive,
@@ -130,6 +131,7 @@ def job_to_message(job: LavaJob) -> tuple[dict[str, Any], Arrays]:
         "probes": asdict(job.probes),
         "samples": job.samples,
         "current_overflow": job.current_overflow,
+        "board": None if job.board is None else asdict(job.board),
     }
     return body, arrays
 
@@ -173,4 +175,13 @@ def job_from_message(body: Mapping[str, Any], arrays: Arrays) -> LavaJob:
         samples=body["samples"],
         drives=tuple(LavaDrive(**drive) for drive in body["drives"]),
         current_overflow=body["current_overflow"],
+        board=_board(body["board"]),
     )
+
+
+def _board(body: Mapping[str, Any] | None) -> LavaBoard | None:
+    """JSON has lists where a board has tuples."""
+    if body is None:
+        return None
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
+    return LavaBoard(**values)

@@ -27,7 +27,7 @@ from nmtool.backends.lava.forks import (
     report_exceptions,
     wait_for_dead_child,
 )
-from nmtool.errors import DependencyError
+from nmtool.errors import BoardError, BoardUnavailable, DependencyError
 
 if TYPE_CHECKING:
     from nmtool.backends.lava.graph import Graph
@@ -175,9 +175,16 @@ class Server:
         self._watch.phase = "building"
         job = wire.job_from_message(body["job"], arrays)
         rows = STREAM_ROWS if live else (job.samples or 0) * job.n_steps
-        graph = Graph(job, rows=rows, live=live)
-        self._watch.graph = graph
-        return graph
+        made: Graph
+        if job.board is None:
+            made = Graph(job, rows=rows, live=live)
+        else:
+            from nmtool.backends.lava.board import BoardGraph, use_board
+
+            use_board(job.board)
+            made = BoardGraph(job, rows=rows, live=live)
+        self._watch.graph = made
+        return made
 
     def _run(self, body: dict[str, Any], arrays: wire.Arrays) -> None:
         graph = self._build(body, arrays, live=False)
@@ -203,6 +210,8 @@ class Server:
             "run_seconds": seconds,
             "versions": versions(),
             "models": graph.models,
+            "resources": graph.resources,
+            "measured": graph.measured(),
         }
 
     def _open(self, body: dict[str, Any], arrays: wire.Arrays) -> None:
@@ -259,6 +268,10 @@ def main() -> NoReturn:
             fail(pipe, str(error), logged=True)
     except DependencyError as error:
         fail(pipe, str(error), kind="dependency")
+    except BoardUnavailable as error:
+        fail(pipe, str(error), kind="unavailable")
+    except BoardError as error:
+        fail(pipe, str(error))
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()

@@ -1,0 +1,5 @@
+"""Models that run on a neurocore."""
+
+
+class AbstractNcProcessModel:
+    pass
