@@ -76,6 +76,8 @@ def command(
         return
     inputs = operands.inputs(chosen)
     left, right = operands.recording(a), operands.recording(b)
+    for operand, run in ((a, left), (b, right)):
+        _check_probes(operands, operand, run)
     check_same_program(a, left, b, right, chosen)
     found = bisect(chosen, inputs, left, right, earlier)
     if found is None:
@@ -96,6 +98,16 @@ def command(
         document["replay"] = {"file": output, "input_spikes": spikes}
     emit(options, "bisect", document, "\n".join(lines))
     raise CheckFailed(f"{a} and {b} differ: {_headline(found)}")
+
+
+def _check_probes(operands: Operands, operand: str, run: Recording) -> None:
+    """Warn where a board gives other outputs when everything is probed."""
+    light = operands.lightly_probed(operand)
+    if light is not None and not compare(light, run).equal:
+        warn(
+            f"{operand}: with all populations probed its outputs differ from those with only the "
+            "outputs probed: probes change what runs there; what follows is about the probed run"
+        )
 
 
 Runner = Callable[[Mapping[str, Any]], Recording]

@@ -76,6 +76,18 @@ class Operands:
         program, hardware = self._target(operand)
         return lambda inputs: run_on(program, hardware, inputs, resolve_probe(program, PROBE))
 
+    def lightly_probed(self, operand: str) -> Recording | None:
+        """A run of a board with probes on the outputs only; None for all other operands.
+
+        Probes take resources of a chip and can change where a network is placed on it.
+        """
+        if operand.startswith(TRAINER) or is_file(operand):
+            return None
+        program, hardware = self._target(operand)
+        if hardware.backend != "lava-loihi":
+            return None
+        return run_on(program, hardware, self.inputs(program), resolve_probe(program, None))
+
     def recording(self, operand: str) -> Recording:
         """What an operand gave or gives."""
         if operand.startswith(TRAINER):

@@ -67,7 +67,8 @@ def test_every_step_of_the_workflow_runs(checkout, job):
 
 def test_a_regression_blocks_at_once_and_is_bisected(checkout, hardware):
     target = hardware("faults: {seed: 1, stuck_neurons: 0.1}")
-    check, bisect, *_ = steps("board")
+    by_name = {step["name"]: step for step in steps("board")}
+    check, bisect = by_name["golden runs on the board"], by_name["what differs first"]
     done = run_step(checkout, check["run"], NMTOOL_HW=str(target))
     assert done.returncode == 1
     assert [path.name for path in checkout.glob("board-*.xml")] == ["board-1.xml"]

@@ -209,3 +209,22 @@ def test_bisect_compares_recordings_of_a_program(nmtool, folder, hardware):
 def test_bisect_and_compare_take_the_trainer_and_golden_runs(nmtool, golden):
     assert nmtool("compare", golden, "reference").code == 0
     assert nmtool("bisect", golden, "emulator").code == 0
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_bisect_says_where_probes_change_what_runs(nmtool, golden, hardware, monkeypatch, steady):
+    """A board stands in for itself: its run with few probes is given, once the same, once not."""
+    from nmtool.cli.operands import Operands
+    from nmtool.regression.golden import load_golden
+
+    healthy, sick = load_golden(golden), hardware(BROKEN)
+    assert nmtool("golden", "check", golden, "--hw", sick, "--runs", "runs").code == 1
+    from nmtool import load
+
+    light = load("runs/small-mine.h5") if steady else healthy.expected
+    monkeypatch.setattr(
+        Operands, "lightly_probed", lambda self, name: light if name == str(sick) else None
+    )
+    done = nmtool("bisect", golden, sick)
+    assert done.code == 1
+    assert ("probes change what runs there" in done.err) is not steady
