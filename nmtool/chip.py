@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from nmtool import yamlio
 from nmtool.errors import ConfigError
@@ -40,7 +47,39 @@ class Fact(Strict, Generic[T]):
     source: str
 
 
-Range = Annotated[list[int], Field(min_length=2, max_length=2)]
+def _rising(ends: list[int]) -> list[int]:
+    if not ends[0] <= ends[1]:
+        raise ValueError("a range, the lower end first")
+    return ends
+
+
+def _holds_zero(ends: list[int]) -> list[int]:
+    if not ends[0] <= 0 <= ends[1]:
+        raise ValueError("a range that holds 0")
+    return ends
+
+
+Count = Annotated[int, Field(ge=1, le=1 << 31)]
+Delay = Annotated[int, Field(ge=0, le=1 << 16)]
+Pause = Annotated[int, Field(ge=1, le=1 << 16)]
+WeightBits = Annotated[list[Annotated[int, Field(ge=1, le=8)]], Field(min_length=1, max_length=8)]
+WeightExponents = Annotated[
+    list[Annotated[int, Field(ge=-8, le=7)]],
+    Field(min_length=2, max_length=2),
+    AfterValidator(_holds_zero),
+]
+ThresholdBits = Annotated[int, Field(ge=1, le=23)]
+Mantissas = Annotated[
+    list[Annotated[int, Field(ge=-(1 << 15), le=(1 << 15) - 1)]],
+    Field(min_length=2, max_length=2),
+    AfterValidator(_holds_zero),
+]
+Exponents = Annotated[
+    list[Annotated[int, Field(ge=0, le=15)]],
+    Field(min_length=2, max_length=2),
+    AfterValidator(_rising),
+]
+"""What the numbers of any chip may be: the simulators' registers hold no others."""
 
 
 class ChipFile(Strict):
@@ -48,23 +87,23 @@ class ChipFile(Strict):
 
     schema_: Literal["nmtool.chip/v1"] = Field(alias="schema")
     name: str
-    cores: Fact[int]
-    neurons_per_core: Fact[int]
-    synapse_bits_per_core: Fact[int]
-    input_axons_per_core: Fact[int]
-    output_axons_per_core: Fact[int]
-    profiles_per_core: Fact[int]
-    weight_bits: Fact[list[int]]
-    weight_exponent: Fact[Range]
-    delay_max: Fact[int]
-    refractory_delay_max: Fact[int]
+    cores: Fact[Count]
+    neurons_per_core: Fact[Count]
+    synapse_bits_per_core: Fact[Count]
+    input_axons_per_core: Fact[Count]
+    output_axons_per_core: Fact[Count]
+    profiles_per_core: Fact[Count]
+    weight_bits: Fact[WeightBits]
+    weight_exponent: Fact[WeightExponents]
+    delay_max: Fact[Delay]
+    refractory_delay_max: Fact[Pause]
     decay_bits: Fact[Literal[12]]
     state_bits: Fact[Literal[24]]
     current_overflow: Fact[Literal["wrap"]]
     voltage_overflow: Fact[Literal["saturate"]]
-    threshold_bits: Fact[int]
-    bias_mantissa: Fact[Range]
-    bias_exponent: Fact[Range]
+    threshold_bits: Fact[ThresholdBits]
+    bias_mantissa: Fact[Mantissas]
+    bias_exponent: Fact[Exponents]
     event_energy: Fact[dict[str, float] | None]
 
 
@@ -138,6 +177,10 @@ class SynapseFormat:
 
     def __str__(self) -> str:
         return f"{self.bits} bit {self.sign_mode}, 2^{self.exponent}"
+
+
+FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}$")]
+"""A name that files and folders are called after: it leads nowhere else."""
 
 
 class Probes(Strict):
@@ -230,7 +273,7 @@ class HardwareConfig(Strict):
     """
 
     schema_: Literal["nmtool.hardware/v1"] = Field(alias="schema")
-    name: str
+    name: FileName
     chip: str
     backend: BackendName = "emulator"
     weight_bits: Literal[1, 2, 3, 4, 5, 6, 8] | None = None

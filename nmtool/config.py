@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -18,6 +19,10 @@ from nmtool.chip import BackendName, shipped
 from nmtool.errors import ConfigError
 from nmtool.yamlio import Fraction, Strict
 
+MAX_LAYER = 1 << 16
+"""Neurons of one layer."""
+MAX_WEIGHTS = 1 << 26
+"""Between all layers."""
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -80,9 +85,9 @@ class LayerConfig(Strict):
     ``bias`` is one real number for all neurons of the layer; ``neuron`` replaces the network's.
     """
 
-    dense: Positive
+    dense: Annotated[int, Field(ge=1, le=MAX_LAYER)]
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
-    delay: Annotated[int, Field(ge=0)] = 0
+    delay: Annotated[int, Field(ge=0, le=1 << 16)] = 0
     bias: float | None = None
     neuron: NeuronConfig | None = None
 
@@ -95,7 +100,7 @@ class Readout(Strict):
     """
 
     kind: Literal["count"] = "count"
-    neurons_per_class: Positive = 1
+    neurons_per_class: Annotated[int, Field(ge=1, le=MAX_LAYER)] = 1
 
 
 class NetworkConfig(Strict):
@@ -116,6 +121,9 @@ class NetworkConfig(Strict):
         names = [layer.name for layer in self.layers]
         if len({*names, "input"}) != len(names) + 1:
             raise ValueError(f"layer names that differ and are not input; found {names}")
+        sizes = [layer.dense for layer in self.layers]
+        if sum(a * b for a, b in pairwise([1, *sizes])) > MAX_WEIGHTS:
+            raise ValueError(f"at most {MAX_WEIGHTS} weights between the layers")
         if self.neuron is None and any(layer.neuron is None for layer in self.layers):
             raise ValueError("a neuron for the network, or one for each of its layers")
         return self
@@ -225,7 +233,7 @@ class Experiment(Strict):
     """The schema of an experiment file."""
 
     schema_: Literal["nmtool.experiment/v1"] = Field(alias="schema")
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$")]
     seed: Seed = 0
     data: Data
     network: NetworkConfig

@@ -16,6 +16,7 @@ def _not_zero(value: int) -> int:
 
 
 _MOST = (1 << 31) - 1
+Counter = Annotated[int, Field(ge=0, lt=1 << 62)]
 Index = Annotated[int, Field(ge=0, le=_MOST)]
 Steps = Annotated[int, Field(ge=1, le=_MOST)]
 Change = Annotated[int, Field(ge=-_MOST, le=_MOST), AfterValidator(_not_zero)]
@@ -145,12 +146,12 @@ class Faults(Strict):
     ``first_run`` says where that sequence begins.
     """
 
-    seed: int = 0
+    seed: Counter = 0
     dead_neurons: Fraction = 0.0
     stuck_neurons: Fraction = 0.0
     weight_bit_flips: Fraction = 0.0
     threshold_bit_flips: Fraction = 0.0
     stale_writes: Fraction = 0.0
     spike_loss: Fraction = 0.0
-    first_run: Annotated[int, Field(ge=0)] = 0
+    first_run: Counter = 0
     injected: Annotated[tuple[Injected, ...], Field(strict=False)] = ()

@@ -233,7 +233,7 @@ class SumPool:
 
     def _grown(self, shape: Shape) -> Shape:
         """The shape with the rows and columns beyond the end that windows hang over."""
-        if not self.overhang:
+        if not self.overhang or min(self.stride) < 1:
             return shape
         x, y = (
             shape[a] + -(shape[a] + 2 * self.padding[a] - self.kernel[a]) % self.stride[a]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import stat
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +18,18 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from nmtool.errors import ConfigError
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
+"""Of a config file: some seconds of parsing."""
+MAX_DEPTH = 50
+MAX_PROBLEMS = 50
+MAX_SHOWN = 200
+MAX_SECONDS = 1e7
 Model = TypeVar("Model", bound=BaseModel)
 Path_ = tuple[str | int, ...]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -47,7 +55,10 @@ def parse_duration(text: object) -> float:
     match = re.fullmatch(DURATION, text) if isinstance(text, str) else None
     if match is None:
         raise ValueError("a duration with its unit, such as 500ms, 60s, 2m or 1h")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > MAX_SECONDS:
+        raise ValueError(f"a duration of at most {MAX_SECONDS:.0f}s")
+    return seconds
 
 
 @dataclass
@@ -69,7 +80,10 @@ class Document:
     def fail(self) -> None:
         """Raise all problems at once, in the order of the file."""
         if self.problems:
-            lines = [f"{self.path}:{r}:{c}: {text}" for (r, c), text in sorted(self.problems)]
+            found = sorted(self.problems)
+            lines = [f"{self.path}:{r}:{c}: {text}" for (r, c), text in found[:MAX_PROBLEMS]]
+            if more := found[MAX_PROBLEMS:]:
+                lines.append(f"{self.path}:{more[0][0][0]}:1: and {len(more)} problems more")
             raise ConfigError("\n".join(lines))
 
 
@@ -77,19 +91,38 @@ def read_text(path: Path) -> str:
     """The text of a config file.
 
     Raises:
-        ConfigError: no such file, not readable, not UTF-8, or larger than 1 MB.
+        ConfigError: no such file, no file, not readable, not UTF-8, or larger than MAX_BYTES.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ConfigError(f"{path}: found {size} bytes, allowed {MAX_BYTES}")
-        return path.read_text(encoding="utf-8")
+        mode = path.stat().st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise ConfigError(f"{path}: found a device, allowed a file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path}: found more than {MAX_BYTES} bytes, allowed {MAX_BYTES}")
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: found bytes that are not UTF-8 ({error.reason})") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+class _Composer(Composer):
+    """Composes nodes down to ``MAX_DEPTH`` levels."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise YAMLError(f"found more than {MAX_DEPTH} levels, allowed {MAX_DEPTH}")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 def parse(text: str, path: str) -> Document:
@@ -100,8 +133,11 @@ def parse(text: str, path: str) -> Document:
         document.problems.append(((row, 1), "found a directive (%), allowed none"))
         document.fail()
     yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _Composer
     try:
-        node = yaml.compose(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an anchor twice; that is an error here
+            node = yaml.compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -161,6 +197,15 @@ def _is_plain(node: Node, doc: Document, seen: set[int]) -> bool:
     return True
 
 
+def _short(value: Any) -> str:
+    """A value as a message shows it."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a huge number"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
 def _scalar(node: ScalarNode, doc: Document, yaml: YAML) -> Any:
     known = {"str", "int", "float", "bool", "null"}
     prefix, _, kind = str(node.tag).rpartition(":")
@@ -172,7 +217,7 @@ def _scalar(node: ScalarNode, doc: Document, yaml: YAML) -> Any:
     try:
         return yaml.constructor.construct_object(node)
     except (ValueError, YAMLError):
-        doc.problems.append((_at(node), f"found {node.value!r}, allowed a value of {kind}"))
+        doc.problems.append((_at(node), f"found {_short(node.value)}, allowed a value of {kind}"))
         return None
 
 
@@ -273,7 +318,7 @@ def _describe(item: ErrorDetails, location: Path_, model: type[BaseModel], data:
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     found = item["input"]
     shown = (
-        repr(found)
+        _short(found)
         if isinstance(found, str | int | float | bool | None)
         else "a " + ("mapping" if isinstance(found, Mapping) else "list")
     )

@@ -14,7 +14,7 @@ from nmtool.backends.base import (
 from nmtool.backends.injected import check_injected
 from nmtool.backends.limits import LIMITS, limits_of
 from nmtool.chip import ChipSpec, HardwareConfig, load_chip
-from nmtool.compiler import Program
+from nmtool.compiler import Program, rules
 from nmtool.errors import ArtifactError, DependencyError, UnsupportedError
 
 __all__ = [
@@ -110,15 +110,19 @@ def open_session(program: Program, hardware: HardwareConfig) -> Session:
 def check_target(program: Program, hardware: HardwareConfig) -> None:
     """Check that a program was compiled for the chip and the weight bits of a target.
 
+    The design rules are held again: a file may come from elsewhere.
+
     Raises:
         ArtifactError: it was made for something else.
+        FitError: it holds something that the chip cannot.
     """
-    chip = load_chip(hardware.chip).name
-    if program.chip != chip:
+    chip = load_chip(hardware.chip)
+    if {program.chip, program.network.chip} != {chip.name}:
         raise ArtifactError(
             f"program {program.fingerprint}: made for the chip {program.chip}, the target "
-            f"{hardware.name} has {chip}; compile it again for this target"
+            f"{hardware.name} has {chip.name}; compile it again for this target"
         )
+    rules.check(program.network, chip)
     if hardware.weight_bits is None:
         return
     for name, projection in program.network.projections.items():

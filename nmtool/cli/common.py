@@ -9,9 +9,11 @@ import os
 import re
 import signal
 import sys
+import tokenize
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -333,14 +335,26 @@ def read_array(path: str, what: str) -> Any:
     import numpy as np
 
     try:
-        array = np.load(path, allow_pickle=False)
+        with Path(path).open("rb") as file:
+            if file.read(2) == b"PK":
+                raise ConfigError(f"{what} {path}: found several arrays (.npz), allowed one (.npy)")
+        # A map of the file: a header that claims more than the file holds allocates nothing.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ConfigError(f"{what} {path}: no such file") from None
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        reason = str(error).splitlines()[0]
+    except ConfigError:
+        raise
+    except _NOT_NPY as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{what} {path}: not a .npy file of numbers ({reason})") from None
-    if not isinstance(array, np.ndarray):
-        raise ConfigError(f"{what} {path}: found several arrays (.npz), allowed one (.npy)")
+    if array.dtype.kind not in "biuf":
+        raise ConfigError(f"{what} {path}: found values of type {array.dtype}, allowed numbers")
     if not array.size:
         raise ConfigError(f"{what} {path}: found shape {array.shape}, allowed one sample or more")
-    return array
+    return np.array(array)
+
+
+_NOT_NPY = (
+    *(OSError, ValueError, EOFError, MemoryError, TypeError, SyntaxError),
+    *(ArithmeticError, RecursionError, tokenize.TokenError),
+)

@@ -24,6 +24,7 @@ from nmtool.network import Input, Network
 from nmtool.operations import Shape
 from nmtool.quantization import QuantizedNetwork
 from nmtool.spikes import SpikeTrain
+from nmtool.yamlio import read_text
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Run:
         if not self.experiment.is_file():
             raise ArtifactError(f"{self.folder}: no training run here (no {self.experiment.name})")
         try:
-            text = self.experiment.read_text()
-        except OSError as error:
-            raise ArtifactError(f"{self.experiment}: cannot be read ({error.strerror})") from None
+            text = read_text(self.experiment)
+        except ConfigError as error:
+            raise ArtifactError(str(error)) from None
         return experiment_from_json(text, str(self.experiment))
 
 

@@ -29,7 +29,8 @@ def check(network: QuantizedNetwork, chip: ChipSpec) -> None:
         _range(
             problems, f"projection {name}.weight_exponent", projection.weight_exponent, low, high
         )
-        _range(problems, f"projection {name}.delay", projection.delay_max, 0, chip.delay_max)
+        for extreme in sorted({projection.delay_min, projection.delay_max}):
+            _range(problems, f"projection {name}.delay", extreme, 0, chip.delay_max)
         if projection.weight_bits not in chip.weight_bits:
             allowed = ", ".join(map(str, chip.weight_bits))
             problems.append(

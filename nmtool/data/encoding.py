@@ -9,12 +9,15 @@ from nmtool.config import Encoding, RandomEncoding, RateEncoding
 from nmtool.errors import ConfigError
 from nmtool.spikes import SpikeTrain, latency, rate_random, rate_regular
 
+MAX_RASTER = 1 << 29
+"""Samples times features times steps, each a number of 8 bytes on the way."""
+
 
 def encode(values: npt.ArrayLike, encoding: Encoding) -> SpikeTrain:
     """Spikes of raw samples in [0, 1], shape (samples, features).
 
     Raises:
-        ConfigError: another shape, or values outside [0, 1].
+        ConfigError: another shape, values outside [0, 1], or more than MAX_RASTER steps in all.
     """
     samples = np.asarray(values)
     if samples.dtype.kind not in "biuf":
@@ -28,6 +31,11 @@ def encode(values: npt.ArrayLike, encoding: Encoding) -> SpikeTrain:
         raise ConfigError(
             f"raw samples: found values from {intensity.min():g} to {intensity.max():g}, "
             "allowed 0 to 1"
+        )
+    if (size := intensity.size * (encoding.steps + 1)) > MAX_RASTER:
+        raise ConfigError(
+            f"encoding: found {intensity.shape[0]} samples x {intensity.shape[1]} features x "
+            f"{encoding.steps} steps, {size} in all, allowed {MAX_RASTER}; use fewer steps"
         )
     if isinstance(encoding, RateEncoding):
         raster = rate_regular(intensity, encoding.steps, encoding.max_rate)

@@ -14,6 +14,7 @@ from nmtool.chip import SynapseFormat
 from nmtool.compiler import Program, ResetSchedule
 from nmtool.config import Check, Data, Readout
 from nmtool.errors import ArtifactError, NmtoolError
+from nmtool.formats.claims import MAX_STATES, MAX_STEPS, build, check_network, check_weights, most
 from nmtool.formats.container import Array, Container, read_container, write_container
 from nmtool.formats.trains import Arrays, get_states, get_train, put_states, put_train
 from nmtool.network import (
@@ -39,6 +40,7 @@ from nmtool.quantization import (
 
 Artifact: TypeAlias = Network | QuantizedNetwork | Program | Recording
 T = TypeVar("T")
+_WORD = (1 << 31) - 1
 _OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind for kind in (Dense, Sparse, Conv, SumPool, Flatten, Scale)
 }
@@ -98,10 +100,17 @@ def unpack(container: Container, path: str | Path) -> Artifact:
         )
     try:
         return reader(container.header, dict(container.arrays))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except DAMAGE as error:
         if isinstance(error, NmtoolError):
             raise ArtifactError(f"{path}: {error}") from None
         raise ArtifactError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+
+
+DAMAGE = (
+    *(LookupError, TypeError, ValueError, AttributeError, AssertionError),
+    *(ArithmeticError, RecursionError, MemoryError),
+)
+"""What a reader may run into where a file does not hold what it should."""
 
 
 def load_as(path: str | Path, kind: type[Any]) -> Any:
@@ -131,7 +140,10 @@ def _sections(network: Network | QuantizedNetwork) -> dict[str, Any]:
 def _read_sections(header: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": header["name"],
-        "inputs": {name: _make(Input, source) for name, source in header["inputs"].items()},
+        "inputs": {
+            name: _make(Input, source, name=f"inputs/{name}")
+            for name, source in header["inputs"].items()
+        },
         "outputs": tuple(header["outputs"]),
         "data": Data.model_validate(header["data"]) if header["data"] else None,
         "readout": Readout.model_validate(header["readout"]) if header["readout"] else None,
@@ -158,14 +170,17 @@ def _plain(item: Any, arrays: Arrays | None = None, name: str = "") -> dict[str,
 
 
 def _make(
-    kind: type[T], plain: Mapping[str, Any], arrays: Arrays | None = None, name: str = ""
+    kind: type[T],
+    plain: Mapping[str, Any],
+    arrays: Arrays | None = None,
+    name: str = "",
 ) -> T:
     """A dataclass from what ``_plain`` wrote; the fields that are absent are arrays."""
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
     for field in fields(kind):  # type: ignore[arg-type]
         if arrays is not None and f"{name}/{field.name}" in arrays:
             values[field.name] = arrays[f"{name}/{field.name}"]
-    return kind(**values)
+    return build(kind, values, name)
 
 
 def _put_chain(operations: Chain, arrays: Arrays, name: str) -> list[dict[str, Any]]:
@@ -184,7 +199,12 @@ def _get_chain(header: list[dict[str, Any]], arrays: Arrays, name: str) -> Chain
 
 
 def _reset(plain: dict[str, Any] | None) -> PeriodicReset | None:
-    return PeriodicReset(**plain) if plain else None
+    if not plain:
+        return None
+    reset = _make(PeriodicReset, plain)
+    most("reset.interval", reset.interval, _WORD)
+    most("reset.offset", abs(reset.offset), _WORD)
+    return reset
 
 
 def _write_network(network: Network, arrays: Arrays) -> dict[str, Any]:
@@ -216,7 +236,7 @@ def _put_projections(projections: Mapping[str, Any], arrays: Arrays) -> dict[str
 def _read_network(header: Mapping[str, Any], arrays: Arrays) -> Network:
     populations = {}
     for name, plain in header["populations"].items():
-        neuron = _NEURONS[plain.pop("model")](**plain.pop("neuron"))
+        neuron = _make(_NEURONS[plain.pop("model")], plain.pop("neuron"), name=name)
         plain |= {"neuron": neuron, "reset": _reset(plain.pop("reset"))}
         populations[name] = _make(Population, plain, arrays, f"populations/{name}")
     projections = {}
@@ -224,12 +244,15 @@ def _read_network(header: Mapping[str, Any], arrays: Arrays) -> Network:
         place = f"projections/{name}"
         plain["operations"] = _get_chain(plain["operations"], arrays, place)
         projections[name] = _make(Projection, plain, arrays, place)
-    return Network(
-        populations=populations,
-        projections=projections,
-        weight_bits=header["weight_bits"],
+    values = {
+        "populations": populations,
+        "projections": projections,
+        "weight_bits": header["weight_bits"],
         **_read_sections(header),
-    )
+    }
+    network = build(Network, values)
+    check_network(network)
+    return network
 
 
 def _write_quantized(network: QuantizedNetwork, arrays: Arrays) -> dict[str, Any]:
@@ -251,16 +274,20 @@ def _read_quantized(header: Mapping[str, Any], arrays: Arrays) -> QuantizedNetwo
     projections = {}
     for name, plain in header["projections"].items():
         place = f"projections/{name}"
-        plain["format"] = SynapseFormat(**plain["format"])
+        plain["format"] = _make(SynapseFormat, plain["format"], name=place)
         plain["operations"] = _get_chain(plain["operations"], arrays, place)
+        check_weights(name, plain["operations"])
         projections[name] = _make(QuantizedProjection, plain, arrays, place)
-    return QuantizedNetwork(
-        chip=header["chip"],
-        populations=populations,
-        projections=projections,
-        errors=tuple(ParameterError(**error) for error in header["errors"]),
+    values = {
+        "chip": header["chip"],
+        "populations": populations,
+        "projections": projections,
+        "errors": tuple(_make(ParameterError, error) for error in header["errors"]),
         **_read_sections(header),
-    )
+    }
+    network = build(QuantizedNetwork, values)
+    check_network(network)
+    return network
 
 
 def _write_program(program: Program, arrays: Arrays) -> dict[str, Any]:
@@ -278,21 +305,29 @@ def _write_program(program: Program, arrays: Arrays) -> dict[str, Any]:
 
 
 def _read_program(header: Mapping[str, Any], arrays: Arrays) -> Program:
-    program = Program(
-        _read_quantized(header["network"], arrays),
-        header["chip"],
-        ResetSchedule(**header["reset"]),
-        header["latency"],
-        tuple(StateBound(**bound) for bound in header["bounds"]),
-        tuple(header["simulators_only"]),
-        header["placement"],
-        header["provenance"],
-    )
+    values = {
+        "network": _read_quantized(header["network"], arrays),
+        "chip": header["chip"],
+        "reset": _schedule(header["reset"]),
+        "latency": header["latency"],
+        "bounds": tuple(_make(StateBound, bound) for bound in header["bounds"]),
+        "simulators_only": tuple(header["simulators_only"]),
+        "placement": header["placement"],
+        "provenance": header["provenance"],
+    }
+    program = build(Program, values)
     if program.fingerprint != header["fingerprint"]:
         raise ArtifactError(
             f"found the fingerprint {header['fingerprint']}, its content has {program.fingerprint}"
         )
     return program
+
+
+def _schedule(plain: Mapping[str, Any]) -> ResetSchedule:
+    schedule = _make(ResetSchedule, plain)
+    most("reset.n_steps", schedule.n_steps - 1, MAX_STEPS - 1)
+    most("reset.hold", schedule.hold, MAX_STEPS)
+    return schedule
 
 
 def _write_recording(recording: Recording, arrays: Arrays) -> dict[str, Any]:
@@ -319,16 +354,34 @@ def _read_recording(header: Mapping[str, Any], arrays: Arrays) -> Recording:
     spikes = {
         name: get_train(sizes, arrays, f"spikes/{name}") for name, sizes in header["spikes"].items()
     }
-    return Recording(
-        spikes,
-        dense("current"),
-        dense("voltage"),
-        header["backend"],
-        header["fingerprint"],
-        header["n_steps"],
-        header["wall_time"],
-        header["provenance"],
-    )
+    keys = ("backend", "fingerprint", "n_steps", "wall_time", "provenance")
+    values = {"spikes": spikes, "current": dense("current"), "voltage": dense("voltage")}
+    recording = build(Recording, {**values, **{key: header[key] for key in keys}})
+    _check_recording(recording)
+    return recording
+
+
+def _check_recording(recording: Recording) -> None:
+    """Check that everything in a recording has the same samples and steps."""
+    most("n_steps", recording.n_steps, MAX_STEPS)
+    states = [*recording.current.items(), *recording.voltage.items()]
+    most("states", sum(array.size for _, array in states), MAX_STATES)
+    sizes = {
+        (train.n_samples if train.batched else None, train.n_steps)
+        for train in recording.spikes.values()
+    }
+    sizes |= {(a.shape[0] if a.ndim == 3 else None, a.shape[-1]) for _, a in states}
+    if len(sizes) > 1 or any(steps != recording.n_steps for _, steps in sizes):
+        raise ArtifactError(
+            f"found samples and steps {sorted(sizes, key=str)}, allowed the same for all, "
+            f"{recording.n_steps} steps"
+        )
+    for name, values in states:
+        train = recording.spikes.get(name)
+        if train is not None and values.shape[-2] != train.n_neurons:
+            raise ArtifactError(
+                f"{name}: found states of {values.shape[-2]} neurons, spikes of {train.n_neurons}"
+            )
 
 
 _FORMATS: tuple[tuple[str, Callable[[Any, Arrays], dict[str, Any]], type[Any]], ...] = (

@@ -23,10 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nmtool.errors import ArtifactError, UsageError, WriteError
+from nmtool.formats.hdf5 import check_dataset, check_expansion, check_link
 
 Array = npt.NDArray[Any]
 MAX_BYTES = 4 << 30
 """More than this is refused before anything is allocated."""
+MAX_HEADER = 64 << 20
+"""Bytes of the header, which take many times as much as Python objects."""
+MAX_NAME = 200
 
 _ALLOWED_KINDS = "biuf"
 _BLOCK = 512
@@ -120,13 +124,16 @@ def read_container(path: Path) -> Container:
     try:
         with h5py.File(io.BytesIO(image), "r") as file:
             names, total = _sizes(file)
-            if total > MAX_BYTES:
-                raise ArtifactError(f"{path}: found {total} bytes of arrays, allowed {MAX_BYTES}")
+            check_expansion(total, len(image), MAX_BYTES)
             header = json.loads(bytes(np.asarray(file["header"])))
+            if not isinstance(header, dict):
+                raise ArtifactError(
+                    f"the header: found a {type(header).__name__}, allowed keys and values"
+                )
             arrays = {name: np.asarray(file[f"arrays/{name}"]) for name in names}
-            return Container(str(file.attrs["schema"]), header, arrays)
-    except ArtifactError:
-        raise
+            return Container(_schema(file), header, arrays)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
     except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"{path}: damaged ({reason})") from None
@@ -173,15 +180,30 @@ def _user_block(content: bytes | memoryview) -> bytes:
     return line.ljust(_BLOCK, b"\0")
 
 
+def _schema(file: h5py.File) -> str:
+    schema = file.attrs["schema"]
+    if not isinstance(schema, str) or len(schema) > MAX_NAME:
+        raise ArtifactError(f"the schema: found a {type(schema).__name__}, allowed a word")
+    return schema
+
+
 def _sizes(file: h5py.File) -> tuple[list[str], int]:
+    """The names of all arrays, and the bytes of everything; only what the file itself holds."""
     names: list[str] = []
-    if file["header"].dtype != np.uint8:
-        raise ValueError(f"the header has the type {file['header'].dtype}")
-    total = int(file["header"].nbytes)
+    for name in ("header", "arrays"):
+        check_link(file, name)
+    header = file["header"]
+    check_dataset("the header", header)
+    if header.dtype != np.uint8:
+        raise ValueError(f"the header has the type {header.dtype}")
+    if header.nbytes > MAX_HEADER:
+        raise ArtifactError(f"the header: found {header.nbytes} bytes, allowed {MAX_HEADER}")
+    total = int(header.nbytes)
 
     def visit(name: str, node: object) -> None:
         nonlocal total
         if isinstance(node, h5py.Dataset):
+            check_dataset(f"array {name}", node)
             if node.dtype.kind not in _ALLOWED_KINDS:
                 raise ValueError(f"array {name} has the type {node.dtype}")
             names.append(name)

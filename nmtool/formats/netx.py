@@ -24,6 +24,7 @@ from nmtool.config import Readout
 from nmtool.errors import ArtifactError, ConfigError, NmtoolError, UnsupportedError
 from nmtool.fixedpoint import DECAY_ONE, IntArray
 from nmtool.formats.container import MAX_BYTES, is_container, read_container
+from nmtool.formats.hdf5 import check_dataset
 from nmtool.network import Input, PeriodicReset
 from nmtool.operations import (
     Chain,
@@ -226,6 +227,7 @@ class _Layer:
         node = self.group[key]
         if not isinstance(node, h5py.Dataset):
             raise ArtifactError(f"{self.name}.{key}: found a group, allowed {allowed}")
+        check_dataset(f"{self.name}.{key}", node)
         return node
 
     def array(self, key: str) -> Any:

@@ -6,7 +6,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from nmtool.errors import ArtifactError
 from nmtool.fixedpoint import IntArray
+from nmtool.formats.claims import MAX_STATES, check_train
 from nmtool.formats.container import Array
 from nmtool.spikes import SpikeTrain
 
@@ -30,16 +32,40 @@ def put_train(train: SpikeTrain, arrays: Arrays, name: str) -> list[Any]:
 
 
 def get_train(sizes: list[Any], arrays: Arrays, name: str) -> SpikeTrain:
-    """The train that ``put_train`` stored."""
+    """The train that ``put_train`` stored.
+
+    Raises:
+        ArtifactError: more than a train may claim, or another count of steps.
+    """
     n_samples, n_neurons, n_steps, batched = sizes
-    count, gap = (arrays[f"{name}/{key}"].astype(np.int64) for key in ("count", "gap"))
+    check_train(name, n_samples, n_neurons, n_steps, f"{name}/payload" in arrays)
+    stored = [arrays[f"{name}/{key}"] for key in ("count", "gap")]
+    for key, array in zip(("count", "gap"), stored, strict=True):
+        if array.dtype.kind not in "iu" or array.ndim != 1:
+            raise ArtifactError(
+                f"{name}/{key}: found {array.ndim} axes of {array.dtype}, allowed 1 axis of whole "
+                "numbers"
+            )
+    count, gap = (array.astype(np.int64) for array in stored)
+    if count.size != n_samples * n_steps:
+        raise ArtifactError(
+            f"{name}: found counts of {count.size} steps, allowed {n_samples} samples x {n_steps} "
+            "steps"
+        )
     offset = np.concatenate([[0], np.cumsum(count)])
-    if gap.ndim != 1 or np.any(count < 0) or offset[-1] != gap.size:
+    if np.any((count < 0) | (count > n_neurons)) or offset[-1] != gap.size:
         raise ValueError(f"{name}: found {gap.size} spikes, its steps count {offset[-1]}")
     total = np.cumsum(gap)
     begins = offset[:-1][count > 0]
     neuron = total - np.repeat(total[begins] - gap[begins], count[count > 0])
+    if neuron.size and (neuron.min() < 0 or neuron.max() >= n_neurons):
+        raise ArtifactError(
+            f"{name}: found the neurons {neuron.min()} to {neuron.max()}, allowed 0 to "
+            f"{n_neurons - 1}"
+        )
     payload = arrays.get(f"{name}/payload")
+    if payload is not None and not _is_word(payload):
+        raise ArtifactError(f"{name}/payload: found other values, allowed whole numbers of 32 bits")
     return SpikeTrain(
         offset,
         neuron.astype(np.int32),
@@ -57,8 +83,23 @@ def put_states(values: IntArray) -> Array:
 
 
 def get_states(stored: Array) -> IntArray:
-    """The values that ``put_states`` stored."""
+    """The values that ``put_states`` stored.
+
+    Raises:
+        ArtifactError: no whole numbers of ([samples,] neurons, steps), or too many.
+    """
+    if stored.dtype.kind not in "iu" or stored.ndim not in (2, 3) or stored.size > MAX_STATES:
+        raise ArtifactError(
+            f"found states of {stored.dtype} of shape {stored.shape}, allowed whole numbers of "
+            f"shape ([samples,] neurons, steps), up to {MAX_STATES}"
+        )
     return np.asarray(np.cumsum(stored, axis=-1, dtype=np.int64))
+
+
+def _is_word(values: Array) -> bool:
+    low, high = -(1 << 31), (1 << 31) - 1
+    whole = values.dtype.kind in "iu"
+    return whole and (not values.size or (low <= values.min() and values.max() <= high))
 
 
 def narrow(values: Array) -> Array:

@@ -26,7 +26,7 @@ from nmtool.chip import HardwareConfig
 from nmtool.compiler import Program
 from nmtool.config import Experiment
 from nmtool.fixedpoint import FloatArray
-from nmtool.learning.checkpoint import load_state, save_state
+from nmtool.learning.checkpoint import check_state, load_state, save_state
 from nmtool.learning.loop import Layers, Loop, LoopState
 
 Progress = Callable[[int, int, str], None]
@@ -134,11 +134,10 @@ class Study:
         folder = self.folder / name
         checkpoint = folder / "state.h5"
         key = self._key(name, target, layers)
-        state = (
-            load_state(checkpoint, key)
-            if checkpoint.is_file()
-            else LoopState.start(self.program, self.shadow)
-        )
+        state = fresh = LoopState.start(self.program, self.shadow)
+        if checkpoint.is_file():
+            state = load_state(checkpoint, key)
+            check_state(checkpoint, state, self.program, fresh)
         resumed = max(len(state.history) - 1, 0) * self._batches // self.experiment.finetune.rounds
         end = self._done + self._batches
         self._done += resumed

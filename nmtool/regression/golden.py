@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from nmtool.backends import Recording
-from nmtool.backends.base import QUANTITIES, Probe
+from nmtool.backends.base import QUANTITIES, Probe, input_batch
 from nmtool.compiler import Program
 from nmtool.errors import ArtifactError, ConfigError, NmtoolError
 from nmtool.fixedpoint import IntArray
 from nmtool.formats import pack, unpack
+from nmtool.formats.artifacts import DAMAGE
+from nmtool.formats.claims import build
 from nmtool.formats.container import Container, read_container, write_container
 from nmtool.formats.trains import get_train, put_train
 from nmtool.measure import measure
@@ -155,7 +157,7 @@ def unpack_golden(container: Container, path: str | Path) -> Golden:
     """
     try:
         return _unpack(container, path)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except DAMAGE as error:
         if isinstance(error, NmtoolError):
             raise ArtifactError(f"{path}: {error}") from None
         raise ArtifactError(f"{path}: damaged: {type(error).__name__}: {error}") from None
@@ -177,18 +179,48 @@ def _unpack(container: Container, path: str | Path) -> Golden:
         raise ValueError("found no program and recording")
     labels = arrays.get("labels")
     sizes = header["inputs"]
-    golden = Golden(
-        program,
-        {name: get_train(sizes[name], arrays, f"inputs/{name}") for name in sizes},
-        expected,
-        None if labels is None else labels.astype(np.int64),
-        tuple(header["policies"]),
-        header["reason"],
-        header["provenance"],
-    )
+    values = {
+        "program": program,
+        "inputs": {name: get_train(sizes[name], arrays, f"inputs/{name}") for name in sizes},
+        "expected": expected,
+        "labels": labels,
+        "policies": tuple(header["policies"]),
+        "reason": header["reason"],
+        "provenance": header["provenance"],
+    }
+    golden = build(Golden, values)
     if not expected.spikes:
         raise ValueError("found no spikes in its recording")
-    return golden
+    _check_parts(golden)
+    return golden if labels is None else replace(golden, labels=labels.astype(np.int64))
+
+
+def _check_parts(golden: Golden) -> None:
+    """Check that the inputs, the recording and the labels of a golden run belong to its program.
+
+    Raises:
+        ConfigError: another number of samples or neurons, an unknown population.
+    """
+    steps = None if golden.inputs else golden.expected.n_steps
+    batch = input_batch(golden.program, golden.inputs, steps)
+    net, n_samples = golden.program.network, golden.n_samples
+    sizes = {name: train.n_neurons for name, train in golden.expected.spikes.items()}
+    for states in (golden.expected.current, golden.expected.voltage):
+        sizes |= {name: values.shape[-2] for name, values in states.items()}
+    for name, size in sizes.items():
+        if name not in net.populations or size != net.sizes[name]:
+            raise ConfigError(
+                f"golden: found a recording of {size} neurons of {name!r}, allowed the populations "
+                f"of its program: { {n: p.size for n, p in net.populations.items()} }"
+            )
+    if batch.n_samples != n_samples:
+        raise ConfigError(
+            f"golden: found {batch.n_samples} samples of input, allowed {n_samples} as recorded"
+        )
+    if golden.labels is not None and golden.labels.shape != (n_samples,):
+        raise ConfigError(
+            f"golden: found labels of shape {golden.labels.shape}, allowed ({n_samples},)"
+        )
 
 
 def first_samples(golden: Golden, count: int) -> Golden:

@@ -6,7 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nmtool.errors import ArtifactError
+from nmtool.formats.artifacts import DAMAGE
+from nmtool.formats.claims import build, check_arrays
 from nmtool.formats.container import Array, Container, read_container, write_container
 from nmtool.training.trainer import Epoch, TrainingState
 
@@ -41,7 +45,7 @@ def load_checkpoint(path: Path, experiment: str) -> TrainingState:
     if container.schema != SCHEMA:
         raise ArtifactError(f"{path}: found the schema {container.schema}, allowed {SCHEMA}")
     header = container.header
-    if header["experiment"] != experiment:
+    if header.get("experiment") != experiment:
         raise ArtifactError(
             f"{path}: belongs to another experiment or other settings; use the same file and -s "
             "options, or --force to start afresh"
@@ -54,11 +58,14 @@ def load_checkpoint(path: Path, experiment: str) -> TrainingState:
         }
         for kind in _TENSORS
     }
-    history = [Epoch(**{**e, "warnings": tuple(e["warnings"])}) for e in header["history"]]
-    return TrainingState(
-        **tensors,
-        updates=header["updates"],
-        best_accuracy=header["best_accuracy"],
-        best_epoch=header["best_epoch"],
-        history=history,
-    )
+    try:
+        history = [build(Epoch, {**e, "warnings": tuple(e["warnings"])}) for e in header["history"]]
+        keys = ("updates", "best_accuracy", "best_epoch")
+        values = {**tensors, "history": history, **{key: header[key] for key in keys}}
+        for kind in _TENSORS:
+            check_arrays(kind, tensors[kind], tensors["weights"])
+        if any(array.dtype != np.float32 for array in container.arrays.values()):
+            raise ValueError("found tensors that are not float32")
+        return build(TrainingState, values)
+    except DAMAGE as error:
+        raise ArtifactError(f"{path}: damaged: {type(error).__name__}: {error}") from None

@@ -14,6 +14,7 @@ import torch
 from nmtool.chip import ChipSpec
 from nmtool.config import Experiment
 from nmtool.data import Samples, encode, load_split
+from nmtool.formats.claims import check_arrays
 from nmtool.network import Network
 from nmtool.training.losses import class_sums, make_loss
 from nmtool.training.slayer import SlayerNetwork, reproducible, with_weights
@@ -88,7 +89,9 @@ def _train(
     on_batch: Callable[[int, int], None] | None,
     on_epoch: Callable[[TrainingState], None] | None,
 ) -> tuple[Network, TrainingState]:
-    state = state or TrainingState.fresh(network)
+    fresh = TrainingState.fresh(network)
+    state = state or fresh
+    check_arrays("the checkpoint's weights", state.weights, fresh.weights)
     model = SlayerNetwork(network, chip, experiment.surrogate)
     model.load(state.weights)
     optimizer = _optimizer(model, experiment, state)
