@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -20,3 +21,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # A job that a script starts in the background ignores SIGINT, and so would the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Side by side, tests stay with their file, and all that run Lava stay with each other.
+
+    What they look for after a run, segments of shared memory among it, is the machine's.
+    """
+    for item in items:
+        group = "lava" if item.get_closest_marker("lava") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))

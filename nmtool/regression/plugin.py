@@ -180,6 +180,10 @@ def _nmtool_requires(request: pytest.FixtureRequest) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Report trouble with a board as an error, and what a target cannot run as skipped."""
     outcome: Any = yield
+    under_test = getattr(item, "funcargs", {}).get("board")
+    if call.when == "call" and isinstance(under_test, Board):
+        report = outcome.get_result()
+        report.user_properties += _provenance(under_test, item)
     if call.excinfo is None:
         return
     from nmtool.errors import BoardError, BoardUnavailable, UnsupportedError
@@ -194,6 +198,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "skipped"
         path, line, _ = item.location
         report.longrepr = (path, (line or 0) + 1, f"Skipped: {error}")
+
+
+def _provenance(under_test: Board, item: pytest.Item) -> list[tuple[str, str]]:
+    """Where a verdict is from, for the JUnit file."""
+    hardware = under_test.hardware
+    facts = {"target": hardware.name, "backend": hardware.backend, "chip": hardware.chip}
+    held_against = getattr(item, "funcargs", {}).get("golden")
+    if recorded := getattr(held_against, "provenance", None):
+        facts["program"] = held_against.program.fingerprint  # type: ignore[union-attr]
+        facts["golden_recorded"] = str(recorded.get("time", "unknown"))
+    return [(f"nmtool_{name}", value) for name, value in facts.items()]
 
 
 class _Codes:

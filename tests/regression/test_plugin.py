@@ -66,6 +66,14 @@ def test_golden_runs_are_checked_on_every_target(project):
     assert "differing spikes" in done.stdout
 
 
+def test_the_junit_file_says_where_a_verdict_is_from(project):
+    run(project, CHECK, "--nmtool-hw", "emulator", "-k", "dense")
+    text = (project / "j.xml").read_text()
+    fingerprint = nets.make_program("dense").fingerprint
+    for name, value in {"target": "emulator", "chip": "loihi2", "program": fingerprint}.items():
+        assert f'name="nmtool_{name}" value="{value}"' in text
+
+
 def test_without_options_tests_run_on_the_emulator(project):
     done, cases = run(project, CHECK)
     assert done.returncode == 0, done.stdout
