@@ -179,11 +179,10 @@ def _nmtool_requires(request: pytest.FixtureRequest) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Report trouble with a board as an error, and what a target cannot run as skipped."""
-    outcome: Any = yield
     under_test = getattr(item, "funcargs", {}).get("board")
-    if call.when == "call" and isinstance(under_test, Board):
-        report = outcome.get_result()
-        report.user_properties += _provenance(under_test, item)
+    if call.when == "setup" and isinstance(under_test, Board):
+        item.user_properties += _provenance(under_test, item)
+    outcome: Any = yield
     if call.excinfo is None:
         return
     from nmtool.errors import BoardError, BoardUnavailable, UnsupportedError
