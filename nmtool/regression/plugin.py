@@ -203,10 +203,12 @@ def _provenance(under_test: Board, item: pytest.Item) -> list[tuple[str, str]]:
     """Where a verdict is from, for the JUnit file."""
     hardware = under_test.hardware
     facts = {"target": hardware.name, "backend": hardware.backend, "chip": hardware.chip}
+    from nmtool.regression.golden import Golden
+
     held_against = getattr(item, "funcargs", {}).get("golden")
-    if recorded := getattr(held_against, "provenance", None):
-        facts["program"] = held_against.program.fingerprint  # type: ignore[union-attr]
-        facts["golden_recorded"] = str(recorded.get("time", "unknown"))
+    if isinstance(held_against, Golden):
+        facts["program"] = held_against.program.fingerprint
+        facts["golden_recorded"] = str(held_against.provenance.get("time", "unknown"))
     return [(f"nmtool_{name}", value) for name, value in facts.items()]
 
 
