@@ -10,20 +10,22 @@ from nmtool.backends import Session, open_session
 from nmtool.chip import HardwareConfig, load_chip, load_hardware
 from nmtool.compiler import Program, compile_program
 from nmtool.errors import ConfigError
-from nmtool.formats import load as load_artifact
-from nmtool.formats import save
+from nmtool.formats import save, unpack
 from nmtool.formats.artifacts import Artifact
+from nmtool.formats.container import read_container
 from nmtool.formats.netx import is_netx, load_netx, netx_options
 from nmtool.formats.netx_writer import Export, export_netx
 from nmtool.network import Network
 from nmtool.quantization import QuantizedNetwork
 from nmtool.quantization import quantize as quantize_for
+from nmtool.regression.golden import SCHEMA as GOLDEN
+from nmtool.regression.golden import Golden, unpack_golden
 
 __all__ = ["compile", "export", "load", "open", "quantize", "save"]
 
 
-def load(path: str | Path, chip: str = "loihi2", **options: Any) -> Artifact:
-    """Read whatever a file holds: Network, QuantizedNetwork, Program, Recording.
+def load(path: str | Path, chip: str = "loihi2", **options: Any) -> Artifact | Golden:
+    """Read whatever a file holds: Network, QuantizedNetwork, Program, Recording, Golden.
 
     A netx file (.net) gives a QuantizedNetwork for ``chip``; ``options`` are those of
     :class:`nmtool.formats.netx.NetxOptions`: num_layers, skip_layers, input_shape, reset_interval,
@@ -41,7 +43,10 @@ def load(path: str | Path, chip: str = "loihi2", **options: Any) -> Artifact:
         raise ConfigError(
             f"load {path}: found {', '.join(options)}, which are for netx files (.net) only"
         )
-    return load_artifact(path)
+    container = read_container(Path(path))
+    if container.schema == GOLDEN:
+        return unpack_golden(container, path)
+    return unpack(container, path)
 
 
 def quantize(

@@ -10,8 +10,9 @@ import click
 
 from nmtool import formats
 from nmtool.backends import Recording, resolve_probe
+from nmtool.backends.base import QUANTITIES
 from nmtool.chip import load_hardware
-from nmtool.cli.common import FILE, Options, emit, note, progress, table, verb, warn
+from nmtool.cli.common import FILE, Options, emit, note, progress, refuse_same, table, verb, warn
 from nmtool.cli.operands import PROBE, Operands, check_same_program
 from nmtool.cli.runs import input_options
 from nmtool.compiler import Program
@@ -68,6 +69,9 @@ def command(
         raise UsageError("bisect: found no program; add --program, or a golden run as A or B")
     chosen = operands.program
     if output:
+        refuse_same(
+            [output], [a, b, program, before, *(name.rpartition("=")[2] for name in input_files)]
+        )
         refuse_overwrite(Path(output), options.force)
     if options.dry_run:
         operands.check(a)
@@ -81,7 +85,11 @@ def command(
     check_same_program(a, left, b, right, chosen)
     found = bisect(chosen, inputs, left, right, earlier)
     if found is None:
-        emit(options, "bisect", {"equal": True, "a": a, "b": b}, f"A: {a}\nB: {b}\nequal")
+        common = _compared(left, right)
+        text = f"A: {a}\nB: {b}\nequal in {', '.join(common)}"
+        emit(options, "bisect", {"equal": True, "a": a, "b": b, "compared": common}, text)
+        if output:
+            note(options, f"no difference, so {output} was not written")
         return
     document = {"a": a, "b": b, **found.as_json()}
     lines = [_text(a, b, found)]
@@ -98,6 +106,11 @@ def command(
         document["replay"] = {"file": output, "input_spikes": spikes}
     emit(options, "bisect", document, "\n".join(lines))
     raise CheckFailed(f"{a} and {b} differ: {_headline(found)}")
+
+
+def _compared(left: Recording, right: Recording) -> list[str]:
+    """The quantities that both sides have of some population."""
+    return [q for q in QUANTITIES if set(getattr(left, q)) & set(getattr(right, q))]
 
 
 def _check_probes(operands: Operands, operand: str, run: Recording) -> None:
@@ -166,8 +179,11 @@ def _text(a: str, b: str, found: Bisection) -> str:
     moments = [(m.side, m.step, m.spike, _shown(m.u), _shown(m.v)) for m in found.moments]
     lines += ["", table(("side", "step", "spike", "u", "v"), moments)]
     if found.arrivals:
-        rows = [(x.projection, x.source, x.neuron, x.sent_at, x.weight) for x in found.arrivals]
-        header = ("projection", "source", "neuron", "sent at step", "weight")
+        rows = [
+            (x.projection, x.source, x.neuron, x.sent_at, x.mantissa, x.weight)
+            for x in found.arrivals
+        ]
+        header = ("projection", "source", "neuron", "sent at step", "mantissa", "weight")
         lines += ["", "what reached it in that step:", table(header, rows)]
     lines.append("")
     for cause in found.causes:

@@ -326,6 +326,20 @@ def _is_number(text: str) -> bool:
     return not text or re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?(%|s|ms))?", text) is not None
 
 
+def refuse_same(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
+    """Refuse outputs that are one file, or one of the inputs: --force is not meant for that.
+
+    Raises:
+        UsageError: two names of one file.
+    """
+    seen = {os.path.realpath(name): name for name in inputs if name}
+    for name in filter(None, outputs):
+        real = os.path.realpath(name)
+        if real in seen:
+            raise UsageError(f"{name}: found as an output, and as {seen[real]} too")
+        seen[real] = name
+
+
 def read_array(path: str, what: str) -> Any:
     """The array of a .npy file without pickled objects.
 

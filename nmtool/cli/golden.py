@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from nmtool import formats
 from nmtool.backends import Recording, check_runnable, resolve_probe
 from nmtool.chip import HardwareConfig, load_hardware
-from nmtool.cli.common import FILE, Options, emit, progress, table, verb
+from nmtool.cli.common import FILE, Options, emit, progress, refuse_same, table, verb
 from nmtool.cli.runs import gather_input, input_options
 from nmtool.cli.suite import Suite, suite_options
 from nmtool.compiler import Program
@@ -92,6 +93,7 @@ def record(
     chosen = resolve_probe(loaded, probe)
     if not chosen.get("spikes"):
         raise ConfigError(f"--probe: found {probe}, allowed what includes spikes")
+    refuse_same([output], [program, *(name.rpartition("=")[2] for name in input_files), labels])
     refuse_overwrite(Path(output), options.force)
     check_runnable(loaded, hardware)
     if options.dry_run:
@@ -183,6 +185,7 @@ def check(
     if saved and len(goldens) > 1:
         raise UsageError(f"--run: found {len(goldens)} golden runs, allowed 1 beside a saved run")
     recording = formats.load_as(saved, Recording) if saved else None
+    refuse_same([junit, summary], [*goldens, saved, quarantine])
     targets = {path: _run_file(path, hardware, runs) for path in goldens} if runs else {}
     for target in targets.values():
         refuse_overwrite(target, options.force)
@@ -242,10 +245,7 @@ def accept(
         emit(options, "golden accept", {"dry_run": True}, f"{golden} would be recorded again")
         return
     wanted = tuple(str(parse_policy(text)) for text in policies) or before.policies
-    changes = [
-        {"policy": v.policy, "found": v.found, "passed": v.passed}
-        for v in (judge(before, after.expected) if program is None else [])
-    ]
+    changes = _changes(before, after)
     history = [
         *before.provenance.get("history", []),
         {"reason": before.reason, "time": before.provenance.get("time")},
@@ -257,9 +257,30 @@ def accept(
         history=history,
     )
     save_golden(golden, replace(after, policies=wanted, reason=reason, provenance=facts))
-    lines = [f"{c['policy']}: was {c['found']}" for c in changes if not c["passed"]]
-    document = {"golden": golden, "reason": reason, "changes": changes}
+    lines = [f"{c['policy']}: {c['found']}" for c in changes if not c["passed"]]
+    document = {
+        "golden": golden,
+        "reason": reason,
+        "changes": changes,
+        "program": after.program.fingerprint,
+        "program_before": before.program.fingerprint,
+        "metrics": after.metrics,
+        "metrics_before": before.metrics,
+    }
     emit(options, "golden accept", document, "\n".join([*lines, f"wrote {golden}: {reason}"]))
+
+
+def _changes(before: Golden, after: Golden) -> list[dict[str, Any]]:
+    """What of the golden run the new one does not hold."""
+    old, new = before.program.fingerprint, after.program.fingerprint
+    changes: list[dict[str, Any]] = []
+    if old != new:
+        changes.append({"policy": "program", "found": f"{new}, was {old}", "passed": False})
+    try:
+        verdicts = judge(before, after.expected)
+    except ConfigError as error:
+        return [*changes, {"policy": "comparison", "found": str(error), "passed": False}]
+    return changes + [{"policy": v.policy, "found": v.found, "passed": v.passed} for v in verdicts]
 
 
 def _rerun(

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from nmtool.chip import HardwareConfig
-from nmtool.cli.common import FILE, Options, emit, warn
+from nmtool.cli.common import FILE, Options, emit, refuse_same, warn
 from nmtool.errors import CheckFailed, UsageError
 from nmtool.formats.container import refuse_overwrite, write_text
 from nmtool.regression.quarantine import Quarantine, load_quarantine
@@ -70,6 +70,7 @@ class Suite:
             raise UsageError("--verify-quarantine: found no --quarantine, which it needs")
         for file in filter(None, (junit, summary)):
             refuse_overwrite(Path(file), options.force)
+        refuse_same([junit, summary], [quarantine])
         known = load_quarantine(quarantine) if quarantine else None
         return cls(options, junit, summary, known, verify_quarantine)
 

@@ -14,7 +14,7 @@ from nmtool.cli.runs import Run, gather_input
 from nmtool.cli.suite import Suite, suite_options
 from nmtool.compiler import Program, compile_program
 from nmtool.config import Experiment, load_experiment
-from nmtool.errors import UnsupportedError, UsageError
+from nmtool.errors import ConfigError, UnsupportedError, UsageError
 from nmtool.formats import load_as
 from nmtool.measure import measure
 from nmtool.network import Network
@@ -38,9 +38,7 @@ from nmtool.regression.suite import Evidence, Outcome, run_case
     "--golden",
     "folder",
     type=FILE,
-    default="golden",
-    show_default=True,
-    help="Folder of golden runs.",
+    help="Folder of golden runs [default: golden, if there is one].",
 )
 @suite_options
 @verb
@@ -48,7 +46,7 @@ def command(
     experiment: str | None,
     targets: tuple[str, ...],
     run_folder: str | None,
-    folder: str,
+    folder: str | None,
     junit: str | None,
     summary: str | None,
     quarantine: str | None,
@@ -59,12 +57,15 @@ def command(
     suite = Suite.of(options, junit, summary, quarantine, verify_quarantine)
     overrides = options.hardware_overrides()
     hardware = [load_hardware(name, overrides) for name in targets or ("emulator",)]
-    goldens = sorted(Path(folder).glob("*.h5"))
+    names = [target.name for target in hardware]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"--hw: found two targets of the name {', '.join(twice)}, allowed one")
+    goldens = sorted(Path(folder or "golden").glob("*.h5"))
+    if folder and not goldens:
+        raise ConfigError(f"--golden {folder}: found no golden run there (*.h5)")
     config = load_experiment(Path(experiment)) if experiment else None
     if config is None and not goldens:
-        raise UsageError(
-            f"test: found no EXPERIMENT and no golden run in {folder}; give one of them"
-        )
+        raise UsageError("test: found no EXPERIMENT and no golden run in golden; give one of them")
     source = Run(Path(run_folder) if run_folder else Path("runs") / config.name) if config else None
     if options.dry_run:
         count = (len(goldens) + (config is not None)) * len(hardware)

@@ -83,6 +83,8 @@ def refuse_overwrite(path: Path, force: bool) -> None:
     Raises:
         UsageError: it exists and ``force`` is not given.
     """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: found a folder or device, allowed the name of a file")
     if path.exists() and not force:
         raise UsageError(f"{path}: exists already; use --force to replace it")
 

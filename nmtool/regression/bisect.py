@@ -11,6 +11,7 @@ import numpy as np
 
 from nmtool.backends import Recording
 from nmtool.compiler import Program
+from nmtool.errors import BoardError
 from nmtool.fixedpoint import IntArray
 from nmtool.measure import Agreement, Difference, compare
 from nmtool.regression.causes import find_causes
@@ -45,12 +46,16 @@ class Moment:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A spike that reached the neuron at the step in question, and its weight there."""
+    """A spike that reached the neuron at the step in question, and its weight there.
+
+    The weight is its stored mantissa times two to the exponent of the projection.
+    """
 
     projection: str
     source: str
     neuron: int
     sent_at: int
+    mantissa: int
     weight: int
 
 
@@ -94,7 +99,12 @@ def bisect(
 
     Raises:
         ConfigError: nothing in common, or recordings of different shapes.
+        BoardError: a recording ends too early.
     """
+    asked = max([a.n_steps, b.n_steps, *(train.n_steps for train in inputs.values())])
+    for label, run in (("A", a), ("B", b)):
+        if run.n_steps < asked:
+            raise BoardError(f"bisect: side {label} ends after {run.n_steps} of {asked} steps")
     limits = {name: program.network.populations[name].effective_threshold for name in program.order}
     agreement = compare(a, b, program.order, limits)
     if agreement.first is None:
@@ -257,8 +267,9 @@ def _arrivals(suspect: Suspect, sample: int, step: int, neuron: int) -> list[Arr
         for i in np.flatnonzero(when >= 0):
             source, at = int(synapses.source[i]), int(when[i])
             if suspect.sent[p.source][sample, at, source]:
-                value = int(weight[synapses.index[i]])
-                found.append(Arrival(key, p.source, source, at, value))
+                index = synapses.index[i]
+                stored, value = int(p.weight_mantissa.flat[index]), int(weight[index])
+                found.append(Arrival(key, p.source, source, at, stored, value))
     return found
 
 

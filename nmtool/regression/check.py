@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,9 @@ def run_on(
     """One run of a program on a target."""
     check_runnable(program, hardware)
     with open_session(program, hardware) as session:
-        return session.run(inputs, probe=probe, progress=progress)
+        run = session.run(inputs, probe=probe, progress=progress)
+    target = hardware.model_dump(mode="json", by_alias=True)
+    return replace(run, provenance={**run.provenance, "target": target})
 
 
 def check_golden(
@@ -75,7 +80,10 @@ def check_golden(
         verdicts = tuple(judge(golden, run, policies))
         return Evidence(verdicts, facts(golden, run), _uncovered(run))
 
-    outcome = run_case(str(path), hardware.name, act)
+    name = hardware.name
+    if saved is not None:
+        name = saved.provenance.get("target", {}).get("name", "a saved run")
+    outcome = run_case(str(path), name, act)
     return outcome, runs[0] if runs else None
 
 
@@ -93,6 +101,10 @@ def facts(golden: Golden, run: Recording) -> dict[str, Any]:
         "program": golden.program.fingerprint,
         "chip": golden.program.chip,
         "backend": run.backend,
+        "nmtool": version("nmtool"),
+        "host": platform.node(),
+        "target": run.provenance.get("target", {}).get("name", "unknown"),
+        "golden_target": golden.provenance.get("target", {}).get("name", "unknown"),
         "golden_recorded": golden.provenance.get("time", "unknown"),
         "golden_reason": golden.reason,
         "samples": golden.n_samples,

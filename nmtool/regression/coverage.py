@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from nmtool.spikes import SpikeTrain
 
 @dataclass(frozen=True)
 class Coverage:
-    """Fractions that an input exercises, in all and by population and projection.
+    """Fractions that an input exercises, in all, by population and by projection.
 
     A neuron is covered where it spikes at least once; a weight where, in one sample, a source of it
     and a target of it spike. It bounds what can be found from above: a fault in a covered weight
@@ -25,7 +26,8 @@ class Coverage:
 
     neurons: float
     weights: float
-    by_name: Mapping[str, float]
+    populations: Mapping[str, float]
+    projections: Mapping[str, float]
 
     def __str__(self) -> str:
         return f"{self.neurons:.1%} of the neurons and {self.weights:.1%} of the weights"
@@ -46,14 +48,14 @@ class Exercise:
         }
         self.n_samples = next(iter(self._active.values())).shape[0]
 
-    def of(self, sample: int) -> dict[str, BoolArray]:
-        """What one sample exercises, by population and projection."""
-        covered = {name: self._active[name][sample] for name in self._populations}
+    def of(self, sample: int) -> dict[tuple[str, str], BoolArray]:
+        """What one sample exercises: ("population" or "projection", its name) -> which of it."""
+        covered = {("population", name): self._active[name][sample] for name in self._populations}
         for key, (p, ways, size) in self._ways.items():
             source, target = self._active[p.source][sample], self._active[p.target][sample]
             used = np.zeros(size, dtype=np.bool_)
             used[ways.index[source[ways.source] & target[ways.target]]] = True
-            covered[key] = used
+            covered["projection", key] = used
         return covered
 
     def coverage(self) -> Coverage:
@@ -62,10 +64,13 @@ class Exercise:
         for sample in range(1, self.n_samples):
             for name, used in self.of(sample).items():
                 total[name] = total[name] | used
-        neurons = _joined({name: total[name] for name in self._populations})
-        weights = _joined({key: total[key] for key in self._ways})
-        by_name = {name: _share(used) for name, used in total.items()}
-        return Coverage(_share(neurons), _share(weights), by_name)
+        parts = {
+            what: {name: used for (kind, name), used in total.items() if kind == what}
+            for what in ("population", "projection")
+        }
+        neurons, weights = (_share(_joined(part)) for part in parts.values())
+        shares = [{name: _share(u) for name, u in part.items()} for part in parts.values()]
+        return Coverage(neurons, weights, *shares)
 
     def choose(self, count: int) -> IntArray:
         """Samples that together exercise the most: each time the one that adds most (greedy)."""
@@ -88,7 +93,7 @@ def _active(train: SpikeTrain) -> BoolArray:
     return active
 
 
-def _joined(parts: Mapping[str, BoolArray]) -> BoolArray:
+def _joined(parts: Mapping[Any, BoolArray]) -> BoolArray:
     return np.concatenate([np.zeros(0, dtype=np.bool_), *parts.values()])
 
 

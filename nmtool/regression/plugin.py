@@ -89,6 +89,7 @@ class Board:
         Raises:
             AssertionError: a policy does not hold; the message says which, and by how much.
         """
+        __tracebackhide__ = True
         from nmtool.regression.check import run_on
         from nmtool.regression.policies import judge
 
@@ -123,6 +124,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if _is_ours(metafunc, "golden", golden):
         folder = Path(metafunc.config.getoption("--nmtool-golden"))
         files = sorted(folder.glob("*.h5"))
+        if not files:
+            raise pytest.UsageError(f"--nmtool-golden {folder}: found no golden run there (*.h5)")
         ids = [path.stem for path in files]
         metafunc.parametrize("golden", files, ids=ids, indirect=True, scope="session")
 
@@ -185,18 +188,20 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     outcome: Any = yield
     if call.excinfo is None:
         return
-    from nmtool.errors import BoardError, BoardUnavailable, UnsupportedError
+    from nmtool.errors import CheckFailed, NmtoolError, UnsupportedError
 
     report = outcome.get_result()
     error = call.excinfo.value
-    if isinstance(error, BoardError | BoardUnavailable):
-        if call.when == "call":
-            report.when = "setup"  # what pytest and its JUnit file call an error
-        setattr(report, _CODE, error.exit_code)
-    elif isinstance(error, UnsupportedError) and "board" in getattr(item, "fixturenames", ()):
+    if "board" not in getattr(item, "fixturenames", ()) or not isinstance(error, NmtoolError):
+        return
+    if isinstance(error, UnsupportedError):
         report.outcome = "skipped"
         path, line, _ = item.location
         report.longrepr = (path, (line or 0) + 1, f"Skipped: {error}")
+    elif not isinstance(error, CheckFailed):
+        if call.when == "call":
+            report.when = "setup"  # what pytest and its JUnit file call an error
+        setattr(report, _CODE, error.exit_code)
 
 
 def _provenance(under_test: Board, item: pytest.Item) -> list[tuple[str, str]]:
@@ -224,9 +229,11 @@ class _Codes:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Only trouble with boards: its exit code, so that a pipeline can try again."""
+        """Where nothing but boards failed: their exit code, so that a pipeline can try again."""
+        from nmtool.regression.suite import BADNESS
+
         if self.found and 1 not in self.found and session.exitstatus == 1:
-            session.exitstatus = max(self.found)
+            session.exitstatus = max(self.found, key=BADNESS.index)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

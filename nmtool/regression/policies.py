@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nmtool.backends import Recording
-from nmtool.errors import ConfigError
+from nmtool.errors import BoardError, ConfigError
 from nmtool.fixedpoint import FloatArray
 from nmtool.measure import Agreement, compare, predict
 from nmtool.regression.golden import Golden, mean_latency
@@ -71,6 +71,7 @@ def judge(golden: Golden, run: Recording, policies: Sequence[str] = ()) -> list[
 
     Raises:
         ConfigError: the run lacks a population of the golden one, or has another shape.
+        BoardError: the recording ends too early.
     """
     _comparable(golden, run)
     return [parse_policy(text).judge(golden, run) for text in policies or golden.policies]
@@ -88,10 +89,15 @@ def _comparable(golden: Golden, run: Recording) -> None:
         found = run.spikes[name]
         sizes = (found.n_samples, found.n_neurons, found.n_steps)
         wanted = (train.n_samples, train.n_neurons, train.n_steps)
+        if sizes[:2] == wanted[:2] and sizes[2] < wanted[2]:
+            raise BoardError(
+                f"golden: the recording of {name} was cut short: it ends after {sizes[2]} of "
+                f"{wanted[2]} steps"
+            )
         if sizes != wanted:
             raise ConfigError(
-                f"golden: the run has (samples, neurons, steps) {sizes} of {name}, the golden "
-                f"run {wanted}: a recording that was cut short is not compared"
+                f"golden: found (samples, neurons, steps) {sizes} of {name}, allowed {wanted} as "
+                "in the golden run: this run is of another input"
             )
 
 

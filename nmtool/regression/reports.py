@@ -40,7 +40,8 @@ def write_junit(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _testcase(outcome: Outcome) -> TestCase:
-    case = TestCase(Path(outcome.case).stem, f"nmtool.{outcome.target}", outcome.seconds)
+    name = str(Path(outcome.case).with_suffix(""))
+    case = TestCase(name, f"nmtool.{outcome.target}", round(outcome.seconds, 3))
     message = _printable(outcome.message)
     if outcome.status == "regression":
         case.result = [Failure(message, "regression")]

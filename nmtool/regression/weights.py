@@ -78,7 +78,7 @@ def _weight_words(suspect: Suspect, key: str, index: int, mantissa: int, why: st
     p = suspect.projections[key]
     place = ", ".join(str(int(i)) for i in np.unravel_index(index, p.weight_mantissa.shape))
     own = int(p.weight_mantissa.flat[index])
-    return f"weight [{place}] of {key} is {mantissa}, not {own}: {why}"
+    return f"weight [{place}] of {key} has the mantissa {mantissa}, not {own}: {why}"
 
 
 def shared_weight(suspect: Suspect) -> Iterator[Cause]:

@@ -161,6 +161,36 @@ def test_a_quarantine_needs_a_reason_and_an_end(nmtool, golden, folder, entry, s
     assert says in done.err
 
 
+def test_accept_says_what_another_program_changes(nmtool, golden, folder):
+    assert nmtool("compile", "run", "--hw", "loihi2-faulty", "-o", "other.h5").code == 0
+    accept = ("golden", "accept", golden, "--program", "other.h5", "--reason", "4 bits", "--json")
+    done = nmtool(*accept, "--force")
+    assert done.code == 0, done.err
+    assert done.json["program"] != done.json["program_before"]
+    assert [c["policy"] for c in done.json["changes"] if not c["passed"]] == ["program", "exact"]
+    assert done.json["metrics"] != done.json["metrics_before"]
+
+
+def test_force_does_not_reach_inputs_devices_or_two_reports_in_one_file(
+    nmtool, golden, folder, unchanged
+):
+    with unchanged(folder):
+        for command in (
+            ("golden", "check", golden, "--junit", golden),
+            ("golden", "check", golden, "--junit", "x", "--markdown", "./x"),
+            ("golden", "check", golden, "--junit", "/dev/null"),
+            ("golden", "record", "run/program.h5", "-o", "run/program.h5"),
+            ("bisect", golden, "emulator", "-o", golden),
+        ):
+            assert nmtool(*command, "--force").code == 2, command
+
+
+def test_a_saved_run_is_judged_as_its_own_targets(nmtool, golden, hardware, folder):
+    nmtool("golden", "check", golden, "--hw", hardware(BROKEN), "--runs", "runs")
+    done = nmtool("golden", "check", golden, "--run", "runs/small-mine.h5", "--json")
+    assert [case["target"] for case in done.json["cases"]] == ["mine"]
+
+
 def test_accept_needs_a_reason_and_refuses_in_ci(nmtool, golden, hardware, monkeypatch, unchanged):
     target = hardware(BROKEN)
     monkeypatch.setenv("CI", "true")

@@ -50,8 +50,15 @@ def test_an_experiment_that_breaks_its_check_is_a_regression(nmtool, suite):
 
 def test_golden_runs_alone_are_enough_and_nothing_is_too_little(nmtool, suite):
     assert nmtool("test").code == 0
-    done = nmtool("test", "--golden", "nowhere")
-    assert (done.code, "no golden run in nowhere" in done.err) == (2, True)
+    done = nmtool("test", "experiment.yaml", "--golden", "nowhere")
+    assert (done.code, "--golden nowhere: found no golden run" in done.err) == (3, True)
+    (suite / "golden/small.h5").unlink()
+    assert nmtool("test").code == 2
+
+
+def test_two_targets_of_one_name_are_refused(nmtool, suite):
+    done = nmtool("test", "--hw", "emulator", "--hw", "emulator")
+    assert (done.code, "two targets of the name emulator" in done.err) == (2, True)
 
 
 def test_an_experiment_that_was_not_trained_is_an_error_and_the_rest_goes_on(nmtool, suite):

@@ -30,9 +30,30 @@ def test_coverage_equals_its_definition(kind):
         for source, target, index in zip(ways.source, ways.target, ways.index, strict=True):
             if np.any(active[p.source][:, source] & active[p.target][:, target]):
                 found.add(int(index))
-        assert covered.by_name[key] == pytest.approx(len(found) / p.weight_mantissa.size)
+        assert covered.projections[key] == pytest.approx(len(found) / p.weight_mantissa.size)
         used, total = used + len(found), total + p.weight_mantissa.size
     assert covered.weights == pytest.approx(used / total)
+
+
+def test_populations_and_projections_of_the_same_name_are_told_apart():
+    from dataclasses import replace
+
+    from nmtool.chip import load_chip
+    from nmtool.compiler import compile_program
+
+    network = nets.make_network("dense")
+    names = {"ih": "h", "ho": "o"}
+    network = replace(
+        network, projections={names[key]: p for key, p in network.projections.items()}
+    )
+    program = compile_program(network, load_chip("loihi2"), n_steps=nets.STEPS)
+    inputs = nets.make_inputs(program)
+    run = nets.run(program, inputs, "spikes")
+    *_, other = exercise("dense", samples=4)
+    found, wanted = Exercise(program, inputs, run).coverage(), other.coverage()
+    assert (found.neurons, found.weights) == (wanted.neurons, wanted.weights)
+    assert found.populations == wanted.populations
+    assert found.neurons != found.weights
 
 
 def test_chosen_samples_cover_at_least_what_the_first_ones_do():

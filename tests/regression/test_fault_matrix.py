@@ -13,6 +13,7 @@ import regression_networks as nets
 
 from nmtool.backends import open_session
 from nmtool.chip import load_hardware
+from nmtool.errors import BoardError
 from nmtool.regression.bisect import bisect
 from nmtool.regression.check import check_golden
 from nmtool.regression.golden import save_golden
@@ -226,8 +227,13 @@ def test_a_truncated_recording_is_an_error_not_silence(tmp_path, kind):
     path = tmp_path / "g.h5"
     save_golden(path, GOLDEN[kind, False])
     outcome, _ = check_golden(path, target({"kind": "truncated", "steps": 20}))
-    assert (outcome.status, outcome.code) == ("error", 3)
-    assert "cut short" in outcome.message
+    assert (outcome.status, outcome.code) == ("error", 8)
+    assert "it ends after 20 of 40 steps" in outcome.message
+    golden = GOLDEN[kind, False]
+    with open_session(golden.program, target({"kind": "truncated", "steps": 20})) as session:
+        run = session.run(golden.inputs, probe=nets.ALL)
+    with pytest.raises(BoardError, match="B ends after 20 of 40 steps"):
+        bisect(golden.program, golden.inputs, golden.expected, run)
 
 
 def test_a_fault_that_nothing_shows_is_called_not_covered(tmp_path):

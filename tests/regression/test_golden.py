@@ -104,3 +104,11 @@ def test_latency_counts_from_the_first_input_to_the_first_output_spike():
     assert mean_latency(golden, run) == 4.0
     none = {**spikes, "o": SpikeTrain.from_raster(np.zeros_like(leaving))}
     assert mean_latency(golden, replace(run, spikes=none)) is None
+
+
+def test_load_reads_golden_runs_too(tmp_path):
+    import nmtool
+
+    golden = nets.make_golden(nets.make_program("dense"))
+    save_golden(tmp_path / "g.h5", golden)
+    same(golden, nmtool.load(tmp_path / "g.h5"))

@@ -140,6 +140,18 @@ def test_the_program_and_the_board_can_be_used_freely(project):
     assert case.is_skipped
 
 
+def test_a_missing_dependency_is_an_error_not_a_regression(project):
+    done, cases = run(project, CHECK, "--nmtool-hw", "kapoho-point")
+    assert done.returncode == 10, done.stdout
+    assert all(case.is_error and not case.is_failure for case in cases)
+
+
+def test_a_folder_without_golden_runs_is_not_green(project):
+    done, _ = run(project, CHECK, "--nmtool-golden", "nowhere")
+    assert done.returncode != 0
+    assert "found no golden run there" in done.stdout + done.stderr
+
+
 def test_a_wrong_target_is_a_usage_error_at_once(project):
     done, _ = run(project, CHECK, "--nmtool-hw", "loihi9")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR

@@ -6,7 +6,7 @@ import regression_networks as nets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmtool.errors import ConfigError
+from nmtool.errors import BoardError, ConfigError
 from nmtool.regression.policies import judge, parse_policy, van_rossum
 from nmtool.spikes import SpikeTrain
 
@@ -190,5 +190,5 @@ def test_a_recording_that_was_cut_short_is_not_compared():
         n: SpikeTrain.from_raster(t.to_raster()[..., :20])
         for n, t in GOLDEN.expected.spikes.items()
     }
-    with pytest.raises(ConfigError, match="cut short"):
+    with pytest.raises(BoardError, match="cut short: it ends after 20 of 40 steps"):
         judge(GOLDEN, replace(GOLDEN.expected, spikes=short, n_steps=20))
