@@ -221,35 +221,3 @@ def _check_parts(golden: Golden) -> None:
         raise ConfigError(
             f"golden: found labels of shape {golden.labels.shape}, allowed ({n_samples},)"
         )
-
-
-def first_samples(golden: Golden, count: int) -> Golden:
-    """The same golden run with its first samples only."""
-    return select(golden, np.arange(min(count, golden.n_samples)))
-
-
-def select(golden: Golden, samples: IntArray, n_steps: int | None = None) -> Golden:
-    """The same golden run with some of its samples, cut to the first steps."""
-    steps = golden.expected.n_steps if n_steps is None else n_steps
-
-    def cut(train: SpikeTrain) -> SpikeTrain:
-        raster = train.batch()[samples, :, :steps]
-        return SpikeTrain.from_raster(raster, train.payload is not None)
-
-    def states(arrays: Mapping[str, IntArray]) -> dict[str, IntArray]:
-        whole = {name: a if a.ndim == 3 else a[None] for name, a in arrays.items()}
-        return {name: a[samples, :, :steps] for name, a in whole.items()}
-
-    expected = replace(
-        golden.expected,
-        spikes={name: cut(train) for name, train in golden.expected.spikes.items()},
-        current=states(golden.expected.current),
-        voltage=states(golden.expected.voltage),
-        n_steps=steps,
-    )
-    return replace(
-        golden,
-        inputs={name: cut(train) for name, train in golden.inputs.items()},
-        expected=expected,
-        labels=None if golden.labels is None else golden.labels[samples],
-    )
