@@ -26,7 +26,7 @@ from nmtool.measure import measure
 from nmtool.measure.agreement import compare
 from nmtool.network import Network
 from nmtool.quantization import QuantizedNetwork
-from nmtool.regression.golden import first_samples, load_golden, save_golden
+from nmtool.regression.golden import load_golden, save_golden
 from nmtool.spikes import SpikeTrain
 
 EMULATOR = load_hardware("emulator")
@@ -125,7 +125,7 @@ def test_golden_runs(tmp_path_factory, tmp_path, clean, kind, data):
     with clean():
         golden = with_fingerprint(path, container, load_golden)
         assert golden.metrics is not None
-        use_program(first_samples(golden, 1).program)
+        use_program(golden.program)
         use(golden.expected)
 
 
