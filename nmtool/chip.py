@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
@@ -27,7 +27,15 @@ from nmtool.faultmodel import Faults
 from nmtool.yamlio import Strict
 
 T = TypeVar("T")
-Standing = Literal["paper", "code", "measured", "inferred", "uncertain"]
+Standing = Literal["paper", "code", "measured", "inferred", "uncertain", "user"]
+"""How sure a number is; ``user``: a user's chip file overrides it."""
+
+DOCUMENTED: tuple[Standing, ...] = ("paper", "code", "measured", "user")
+"""Standings of what somebody wrote down or measured, not of what was concluded from it."""
+
+UNLIMITED = 1 << 31
+"""A limit that stops nothing: nobody has documented one."""
+
 BackendName = Literal["reference", "emulator", "lava-sim", "lava-loihi"]
 """Backends that a target file may name, but that are not there."""
 
@@ -39,12 +47,24 @@ Duration = Annotated[
 ]
 
 
+class Documented(Strict, Generic[T]):
+    """The documented number that takes the place of an inferred one."""
+
+    value: T
+    standing: Literal["paper", "code", "measured"]
+    source: str
+
+
 class Fact(Strict, Generic[T]):
-    """A number of a chip, where it is from, and how sure it is."""
+    """A number of a chip, where it is from, and how sure it is.
+
+    ``documented`` is what holds where inferred numbers are not to count.
+    """
 
     value: T
     standing: Standing
     source: str
+    documented: Documented[T] | None = None
 
 
 def _rising(ends: list[int]) -> list[int]:
@@ -82,8 +102,44 @@ Exponents = Annotated[
 """What the numbers of any chip may be: the simulators' registers hold no others."""
 
 
+Bits = Annotated[int, Field(ge=0, le=1 << 16)]
+
+
+class SynapseMemory(Strict):
+    """How a core stores rows of synapses, all in bits (:mod:`nmtool.compiler.memory`).
+
+    A row of n synapses of b bits takes ``ceil((n (b + index_bits) + header_bits) / word_bits)``
+    words, one sum for every ``block`` synapses (null: all at once). Single synapses take the
+    smallest index of ``sparse_index_bits`` that counts their targets (null: ``index_bits``).
+    Kernels are ``rows``, one for every pattern of targets, or ``shared``: one row for every weight
+    of a channel, its outputs in powers of two, with ``kernel_header_bits``. With ``delays`` a
+    synapse also stores its delay.
+    """
+
+    word_bits: Annotated[int, Field(ge=1, le=1 << 12)]
+    header_bits: Bits
+    block: Count | None
+    index_bits: Bits
+    sparse_index_bits: Annotated[list[Bits], Field(min_length=1, max_length=16)] | None
+    kernels: Literal["rows", "shared"]
+    kernel_header_bits: Bits
+    delays: bool
+
+
+class Axons(Strict):
+    """How axons are counted.
+
+    ``discrete``: an input axon for every source neuron that reaches a core, an output axon for
+    every neuron and core that it reaches. ``shared``: a convolution has one input axon for each of
+    its strides in x, a neuron one entry of the axon map for each projection, and the channels of
+    one place that feed a convolution share one for every power of two in their number.
+    """
+
+    kind: Literal["discrete", "shared"]
+
+
 class ChipFile(Strict):
-    """The schema of ``hw_configs/chips/*.yaml``."""
+    """The schema of ``hw_configs/chips/*.yaml``; ``extends`` names the chip that a file changes."""
 
     schema_: Literal["nmtool.chip/v1"] = Field(alias="schema")
     name: str
@@ -93,6 +149,20 @@ class ChipFile(Strict):
     input_axons_per_core: Fact[Count]
     output_axons_per_core: Fact[Count]
     profiles_per_core: Fact[Count]
+    threshold_profiles_per_core: Fact[Count | None]
+    synapse_formats_per_core: Fact[Count | None]
+    delay_slots_per_core: Fact[Count | None]
+    memory_words_per_core: Fact[Count | None]
+    split_synapse_bits: Fact[Count | None]
+    split_weight_bits: Fact[Annotated[int, Field(ge=1, le=8)] | None]
+    slice_widths: Fact[Literal["any", "powers of two", "halves"]]
+    synapse_memory: Fact[SynapseMemory]
+    axons: Fact[Axons]
+    mesh: Fact[Annotated[list[Count], Field(min_length=2, max_length=2)]]
+    cores_per_tile: Fact[Count]
+    message_bits: Fact[list[Literal[0, 8, 16, 24, 32]]]
+    convolution_width_max: Fact[Count | None]
+    probed_neurons_max: Fact[Count | None]
     weight_bits: Fact[WeightBits]
     weight_exponent: Fact[WeightExponents]
     delay_max: Fact[Delay]
@@ -112,7 +182,12 @@ class ChipSpec:
     """Limits and number formats of one chip. ``facts`` holds the source of every number.
 
     Ranges are inclusive (low, high). Memory is in bits, energy in pJ per event (None: no public
-    figure). ``weight_exponent`` e scales a weight by 2^e.
+    figure). ``weight_exponent`` e scales a weight by 2^e. Limits that are not known are UNLIMITED.
+
+    Slices of a population are filled up to ``split_synapse_bits``, reckoned with weights of
+    ``split_weight_bits`` (None: their own), below what a core holds. ``slice_widths``: any; powers
+    of two along the x of convolutions; or, with ``halves``, also half as many channels, and
+    neurons of other populations, until they fit. ``mesh`` counts tiles (x, y).
     """
 
     name: str
@@ -122,6 +197,20 @@ class ChipSpec:
     input_axons_per_core: int
     output_axons_per_core: int
     profiles_per_core: int
+    threshold_profiles_per_core: int
+    synapse_formats_per_core: int
+    delay_slots_per_core: int
+    memory_words_per_core: int
+    split_synapse_bits: int
+    split_weight_bits: int | None
+    slice_widths: str
+    synapse_memory: SynapseMemory
+    axons: Axons
+    mesh: tuple[int, int]
+    cores_per_tile: int
+    message_bits: tuple[int, ...]
+    convolution_width_max: int
+    probed_neurons_max: int
     weight_bits: tuple[int, ...]
     weight_exponent: tuple[int, int]
     delay_max: int
@@ -134,7 +223,27 @@ class ChipSpec:
     bias_mantissa: tuple[int, int]
     bias_exponent: tuple[int, int]
     event_energy: Mapping[str, float] | None
-    facts: Mapping[str, tuple[str, str]]
+    facts: Mapping[str, Fact[Any]]
+
+    def documented(self) -> ChipSpec:
+        """The same chip by its documented limits only; what was merely inferred limits nothing."""
+        values: dict[str, Any] = {}
+        for key in LIMITS:
+            fact = self.facts[key]
+            if fact.standing in DOCUMENTED:
+                continue
+            values[key] = fact.documented.value if fact.documented else UNLIMITED
+        return replace(self, **values)
+
+    def standing(self, key: str) -> str:
+        """Whether the number that holds is documented or inferred, and the source of it."""
+        fact = self.facts[key]
+        alternative = fact.documented
+        chosen = fact
+        if alternative is not None and _plain(alternative.value) == getattr(self, key):
+            chosen = Fact(value=0, standing=alternative.standing, source=alternative.source)
+        kind = "documented" if chosen.standing in DOCUMENTED else "inferred"
+        return f"{kind}: {chosen.source}"
 
     @property
     def threshold_max(self) -> int:
@@ -145,6 +254,24 @@ class ChipSpec:
     def decay_max(self) -> int:
         """The largest value of a decay register."""
         return (1 << self.decay_bits) - 1
+
+
+LIMITS = (
+    "cores",
+    "neurons_per_core",
+    "synapse_bits_per_core",
+    "input_axons_per_core",
+    "output_axons_per_core",
+    "profiles_per_core",
+    "threshold_profiles_per_core",
+    "synapse_formats_per_core",
+    "delay_slots_per_core",
+    "memory_words_per_core",
+    "split_synapse_bits",
+    "convolution_width_max",
+    "probed_neurons_max",
+)
+"""The numbers of a chip that say how much fits; the others say in which form."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +395,8 @@ class HardwareConfig(Strict):
     """One target: the chip, the backend that stands for it, faults, probes and timeouts.
 
     ``current_overflow: lava`` has lava-sim fold u once, as Lava does, not modulo 2^24 as the chip.
+    ``chips`` are those of the board and ``cores_per_chip`` how many cores of each can be used
+    (all, unless given).
     ``board``, ``measure`` and ``allow_python_models`` are lava-loihi's; ``recovery`` is what to do
     after a fault of the board, one step before each further attempt.
     """
@@ -281,6 +410,8 @@ class HardwareConfig(Strict):
     current_overflow: Literal["chip", "lava"] = "chip"
     probes: Probes = Probes()
     timeouts: Timeouts = Timeouts()
+    chips: Annotated[int, Field(ge=1, le=1 << 14)] = 1
+    cores_per_chip: Annotated[int, Field(ge=1, le=1 << 14)] | None = None
     board: Board | None = None
     measure: list[Literal["power", "time"]] = []
     allow_python_models: bool | list[str] = False
@@ -340,14 +471,55 @@ def load_chip(name: str, relative_to: Path | None = None) -> ChipSpec:
     Raises:
         ConfigError: unknown name, or a file that is missing or wrong.
     """
-    file = yamlio.load(_find(name, "chips", relative_to), ChipFile)
+    document = chip_document(_find(name, "chips", relative_to))
+    file = yamlio.validate(document, ChipFile)
     facts = {key: getattr(file, key) for key in ChipFile.model_fields if key not in _HEADER}
     values = {key: _plain(fact.value) for key, fact in facts.items()}
-    origin = {key: (fact.standing, fact.source) for key, fact in facts.items()}
-    return ChipSpec(name=file.name, facts=origin, **values)
+    values |= {key: UNLIMITED for key in LIMITS if values[key] is None}
+    return ChipSpec(name=file.name, facts=facts, **values)
+
+
+def chip_document(path: Path, overrides: Sequence[str] = (), depth: int = 0) -> yamlio.Document:
+    """A chip file with the numbers of the chip that it ``extends``; its own take their place.
+
+    A number of its own may stand alone: its standing is then ``user``.
+
+    Raises:
+        ConfigError: missing, not YAML, or it extends what it cannot.
+    """
+    document = yamlio.read(path, overrides)
+    if not isinstance(document.data, dict) or "extends" not in document.data:
+        return document
+    base = document.data.pop("extends")
+    if depth >= _MAX_EXTENDS or not isinstance(base, str):
+        document.problems.append(
+            (
+                document.where(("extends",)),
+                f"extends: found {base!r}, allowed the name or file of a chip, which extends none "
+                "that extends this one",
+            )
+        )
+        document.fail()
+    inherited = chip_document(_find(base, "chips", path.parent), depth=depth + 1).data
+    if "name" not in document.data:
+        document.problems.append(
+            ((1, 1), f"name: missing, allowed a name of its own, other than {base}")
+        )
+        document.fail()
+    own = {
+        key: value
+        if key in ("schema", "name") or (isinstance(value, dict) and "value" in value)
+        else {"value": value, "standing": "user", "source": str(path.name)}
+        for key, value in document.data.items()
+    }
+    if not isinstance(inherited, dict):
+        inherited = {}
+    document.data = {**inherited, **own}
+    return document
 
 
 _HEADER = ("schema_", "name")
+_MAX_EXTENDS = 5
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ in a Network and integers in a QuantizedNetwork; everything here holds for both.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
@@ -96,9 +97,20 @@ class Sparse:
                 raise ConfigError(
                     f"sparse.{name}: found {index.min()} to {index.max()}, allowed 0 to {bound - 1}"
                 )
-        pairs = self.target * self.size[1] + self.source
-        if np.unique(pairs).size != pairs.size:
+        pairs = np.sort(self.target * self.size[1] + self.source)
+        if np.any(pairs[1:] == pairs[:-1]):
             raise ConfigError("sparse: found two synapses between one pair of neurons, allowed one")
+
+    def with_weight(self, weight: Array) -> Sparse:
+        """The same synapses, which need no second look, with other weights."""
+        _check_array("sparse", weight, "(synapses,)")
+        if weight.shape != self.weight.shape:
+            raise ConfigError(
+                f"sparse: found weights of shape {weight.shape}, allowed {self.weight.shape}"
+            )
+        other = copy(self)
+        object.__setattr__(other, "weight", weight)
+        return other
 
     @classmethod
     def from_matrix(cls, matrix: Any) -> Sparse:
@@ -360,10 +372,13 @@ def count_weighted(operations: Chain) -> int:
 
 def with_weight(operations: Chain, weight: Array) -> Chain:
     """The same chain with other weights in the one operation that has any."""
-    return tuple(
-        replace(operation, weight=weight) if isinstance(operation, WEIGHTED) else operation
-        for operation in operations
-    )
+
+    def changed(operation: Operation) -> Operation:
+        if isinstance(operation, Sparse):
+            return operation.with_weight(weight)
+        return replace(operation, weight=weight) if isinstance(operation, WEIGHTED) else operation
+
+    return tuple(map(changed, operations))
 
 
 def chain_connections(operations: Chain, shape: Shape) -> Connections:

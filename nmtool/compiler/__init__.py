@@ -9,6 +9,7 @@ import numpy as np
 
 from nmtool.chip import ChipSpec
 from nmtool.compiler import rules
+from nmtool.compiler.fit import Fit, Site, lay_out
 from nmtool.compiler.program import Program, ResetSchedule
 from nmtool.errors import ArtifactError, ConfigError
 from nmtool.fixedpoint import FloatArray
@@ -22,7 +23,7 @@ from nmtool.quantization import (
     state_bounds,
 )
 
-__all__ = ["DEFAULT_STEPS", "Program", "ResetSchedule", "compile_program"]
+__all__ = ["DEFAULT_STEPS", "Fit", "Program", "ResetSchedule", "Site", "compile_program"]
 
 DEFAULT_STEPS = 32
 
@@ -33,8 +34,9 @@ def compile_program(
     weight_bits: int | None = None,
     n_steps: int | None = None,
     provenance: Mapping[str, Any] | None = None,
+    site: Site | None = None,
 ) -> Program:
-    """Quantise (a Network), check the chip's ranges, and lay out the run.
+    """Quantise (a Network), check the chip's ranges and limits, and place it on cores.
 
     ``n_steps`` is the length of a sample: that of the network's encoding unless given. A network
     that is quantised to more than ``weight_bits`` is quantised again.
@@ -55,7 +57,8 @@ def compile_program(
             )
         if weight_bits and any(p.weight_bits > weight_bits for p in network.projections.values()):
             quantized = quantize(dequantize(quantized), chip, weight_bits)
-    rules.check(quantized, chip)
+    placement, fit, problems = lay_out(quantized, chip, site or Site())
+    rules.refuse([*rules.registers(quantized, chip), *problems])
     if n_steps is not None and (not isinstance(n_steps, int | np.integer) or n_steps < 1):
         raise ConfigError(f"compile: found {n_steps} steps, allowed whole numbers from 1")
     own = quantized.data.encoding.steps if quantized.data else DEFAULT_STEPS
@@ -67,6 +70,8 @@ def compile_program(
         latency=_latency(quantized),
         bounds=tuple(state_bounds(quantized, steps)),
         simulators_only=tuple(rules.simulators_only(quantized, chip)),
+        placement=placement,
+        fit=fit,
         provenance=dict(provenance or {}),
     )
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from nmtool.compiler.fit import Fit
+from nmtool.compiler.place import Placement
 from nmtool.errors import ConfigError
 from nmtool.fixedpoint import IntArray
 from nmtool.network import counted, data_flow
@@ -40,7 +42,8 @@ class ResetSchedule:
 class Program:
     """What is loaded onto a target.
 
-    ``placement`` (population -> slices on cores) is empty until a network is partitioned.
+    ``placement`` says which slice of which population is on which core, ``fit`` what that takes of
+    the chip; neither changes a spike.
     ``latency`` is the number of steps from an input spike to the first output spike it can cause.
     ``bounds`` are the worst-case states within one sample. The fingerprint covers everything that
     decides a spike, so two programs with one fingerprint give the same spikes.
@@ -54,7 +57,8 @@ class Program:
     latency: int
     bounds: tuple[StateBound, ...] = ()
     simulators_only: tuple[str, ...] = ()
-    placement: Mapping[str, Any] = field(default_factory=dict)
+    placement: Placement = ()
+    fit: Fit | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property

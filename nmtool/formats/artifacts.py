@@ -11,7 +11,11 @@ import numpy as np
 
 from nmtool.backends.base import Recording
 from nmtool.chip import SynapseFormat
-from nmtool.compiler import Program, ResetSchedule
+from nmtool.compiler import Fit, Program, ResetSchedule
+from nmtool.compiler.fit import LayerFit
+from nmtool.compiler.partition import Demand
+from nmtool.compiler.place import Hops, Slice
+from nmtool.compiler.wiring import Box
 from nmtool.config import Check, Data, Readout
 from nmtool.errors import ArtifactError, NmtoolError
 from nmtool.formats.claims import MAX_STATES, MAX_STEPS, build, check_network, check_weights, most
@@ -298,7 +302,8 @@ def _write_program(program: Program, arrays: Arrays) -> dict[str, Any]:
         "latency": program.latency,
         "bounds": [asdict(bound) for bound in program.bounds],
         "simulators_only": list(program.simulators_only),
-        "placement": dict(program.placement),
+        "placement": [asdict(part) for part in program.placement],
+        "fit": asdict(program.fit) if program.fit else None,
         "provenance": dict(program.provenance),
         "fingerprint": program.fingerprint,
     }
@@ -312,7 +317,8 @@ def _read_program(header: Mapping[str, Any], arrays: Arrays) -> Program:
         "latency": header["latency"],
         "bounds": tuple(_make(StateBound, bound) for bound in header["bounds"]),
         "simulators_only": tuple(header["simulators_only"]),
-        "placement": header["placement"],
+        "placement": tuple(_slice(part) for part in header["placement"]),
+        "fit": _fit(header["fit"]) if header["fit"] else None,
         "provenance": header["provenance"],
     }
     program = build(Program, values)
@@ -321,6 +327,30 @@ def _read_program(header: Mapping[str, Any], arrays: Arrays) -> Program:
             f"found the fingerprint {header['fingerprint']}, its content has {program.fingerprint}"
         )
     return program
+
+
+def _slice(plain: Mapping[str, Any]) -> Slice:
+    return _make(Slice, {**plain, "box": _box(plain["box"])})
+
+
+def _box(plain: list[list[int]]) -> Box:
+    return tuple((start, stop) for start, stop in plain)
+
+
+def _fit(plain: Mapping[str, Any]) -> Fit:
+    layers = tuple(
+        _make(
+            LayerFit,
+            {
+                **layer,
+                "box": _box(layer["box"]),
+                "largest": _make(Demand, layer["largest"]),
+                "total": _make(Demand, layer["total"]),
+            },
+        )
+        for layer in plain["layers"]
+    )
+    return _make(Fit, {**plain, "layers": layers, "hops": _make(Hops, plain["hops"])})
 
 
 def _schedule(plain: Mapping[str, Any]) -> ResetSchedule:
@@ -387,12 +417,12 @@ def _check_recording(recording: Recording) -> None:
 _FORMATS: tuple[tuple[str, Callable[[Any, Arrays], dict[str, Any]], type[Any]], ...] = (
     ("nmtool.network/v2", _write_network, Network),
     ("nmtool.quantized/v2", _write_quantized, QuantizedNetwork),
-    ("nmtool.program/v2", _write_program, Program),
+    ("nmtool.program/v3", _write_program, Program),
     ("nmtool.recording/v2", _write_recording, Recording),
 )
 _READERS: dict[str, Callable[[Any, Arrays], Artifact]] = {
     "nmtool.network/v2": _read_network,
     "nmtool.quantized/v2": _read_quantized,
-    "nmtool.program/v2": _read_program,
+    "nmtool.program/v3": _read_program,
     "nmtool.recording/v2": _read_recording,
 }

@@ -56,7 +56,7 @@ def test_another_file_is_refused(tmp_path):
     from nmtool import formats
 
     formats.save(tmp_path / "p.h5", nets.make_program("dense"))
-    with pytest.raises(ArtifactError, match=r"p\.h5: found the schema nmtool\.program/v2"):
+    with pytest.raises(ArtifactError, match=r"p\.h5: found the schema nmtool\.program/v3"):
         load_golden(tmp_path / "p.h5")
 
 

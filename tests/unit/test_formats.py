@@ -149,7 +149,7 @@ def test_one_artifact_gives_one_sequence_of_bytes(tmp_path):
 def test_hdf5_tools_can_open_a_file(tmp_path):
     save(tmp_path / "p.h5", PROGRAM)
     with h5py.File(tmp_path / "p.h5") as file:
-        assert file.attrs["schema"] == "nmtool.program/v2"
+        assert file.attrs["schema"] == "nmtool.program/v3"
         assert file["arrays/projections/z/0/weight"].shape == (4, 10)
 
 
@@ -228,7 +228,7 @@ def sealed(path):
     return path
 
 
-def crafted(path, header=b"{}", schema="nmtool.program/v2", **dataset):
+def crafted(path, header=b"{}", schema="nmtool.program/v3", **dataset):
     with h5py.File(path, "w", userblock_size=BLOCK) as file:
         if schema is not None:
             file.attrs["schema"] = schema
@@ -269,7 +269,7 @@ def test_crafted_files_are_refused(tmp_path, content, message):
 
 def test_a_header_of_text_is_refused(tmp_path):
     with h5py.File(tmp_path / "t.h5", "w", userblock_size=BLOCK) as file:
-        file.attrs["schema"] = "nmtool.program/v2"
+        file.attrs["schema"] = "nmtool.program/v3"
         file["header"] = "{}"
     with pytest.raises(ArtifactError, match="the header has the type object"):
         load(sealed(tmp_path / "t.h5"))

@@ -40,7 +40,7 @@ def test_a_bias_drives_cuba_neurons_only(model):
 )
 def test_exponents_that_do_not_fit(change):
     population = replace(ONE, bias_mantissa=np.ones(1, np.int64), model="sigma_delta")
-    with pytest.raises(FitError, match=r"^a"):
+    with pytest.raises(FitError, match=r"^NM-FIT-009 a"):
         compile_program(alone(replace(population, **change)), CHIP)
 
 

@@ -1,0 +1,181 @@
+"""Place: which core of which chip holds which slice, so that spikes travel short ways.
+
+Cores sit in tiles on a mesh, and spikes go along x, then y: a spike from one core to another takes
+as many hops as their tiles lie apart, |dx| + |dy|. The chips of a board are taken to stand in a row
+along x (an assumption: no source says how they are joined). Slices are placed in data-flow order,
+each on the free core with the fewest spike-hops to what is placed already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nmtool.chip import ChipSpec
+from nmtool.compiler.partition import Boxes, Demand, exceeded, shares
+from nmtool.compiler.wiring import Box, Wiring, count, neurons
+from nmtool.fixedpoint import IntArray
+from nmtool.operations import Shape
+from nmtool.quantization import QuantizedNetwork
+
+RANDOM_PLACEMENTS = 20
+"""How many random placements the hops of a placement are compared with."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The neurons of a population that one core holds: a box of its shape."""
+
+    population: str
+    box: Box
+    chip: int
+    core: int
+
+    @property
+    def size(self) -> int:
+        """The number of neurons."""
+        return count(self.box)
+
+    def neurons(self, shape: Shape) -> IntArray:
+        """The numbers of its neurons in a population of this shape, in rising order."""
+        return neurons(self.box, shape)
+
+
+Placement = tuple[Slice, ...]
+Activity = Mapping[str, IntArray]
+"""Spikes of every neuron of a population, over all samples."""
+
+
+@dataclass(frozen=True)
+class Hops:
+    """Hops and chip crossings of all spikes, and the hops that random placements would take.
+
+    ``basis``: spikes of a recording, or one spike of every neuron.
+    """
+
+    hops: int
+    crossings: int
+    random: float
+    basis: str
+
+
+def pack(demands: Sequence[Demand], chip: ChipSpec, n_cores: int) -> list[list[int]]:
+    """Which slices share a core: none while there are cores enough, else as few as first fit makes.
+
+    The most demanding slices come first. The result counts more than ``n_cores`` bins where the
+    cores do not suffice.
+    """
+    if len(demands) <= n_cores:
+        return [[index] for index in range(len(demands))]
+    largest = [max(shares(demand, chip).values()) for demand in demands]
+    bins: list[tuple[Demand, list[int]]] = []
+    for index in sorted(range(len(demands)), key=lambda i: (-largest[i], i)):
+        for place, (used, held) in enumerate(bins):
+            together = used + demands[index]
+            if not exceeded(together, chip):
+                bins[place] = (together, [*held, index])
+                break
+        else:
+            bins.append((demands[index], [index]))
+    return sorted(sorted(held) for _, held in bins)
+
+
+def traffic(
+    network: QuantizedNetwork,
+    wirings: Mapping[str, Wiring],
+    slices: Sequence[tuple[str, Box]],
+    activity: Activity | None,
+) -> IntArray:
+    """Spikes from every slice to every other, shape (slices, slices); inputs are not counted.
+
+    A spike goes once to every core that holds a target, for each projection.
+    """
+    matrix = np.zeros((len(slices), len(slices)), dtype=np.int64)
+    held: dict[str, list[int]] = {}
+    for index, (name, _) in enumerate(slices):
+        held.setdefault(name, []).append(index)
+    for projection, p in network.projections.items():
+        if p.source not in held:
+            continue
+        own = np.zeros(network.sizes[p.source], dtype=np.int64)
+        for index in held[p.source]:
+            own[neurons(slices[index][1], network.shapes[p.source])] = index
+        spikes = np.ones_like(own) if activity is None else activity[p.source]
+        for target in held[p.target]:
+            reaching = wirings[projection].sources(slices[target][1])
+            sent = np.bincount(own[reaching], spikes[reaching], len(slices))
+            matrix[:, target] += np.rint(sent).astype(np.int64)
+    return matrix
+
+
+def place(flow: IntArray, bins: Sequence[Sequence[int]], chip: ChipSpec, n_cores: int) -> IntArray:
+    """The core of every bin of slices: each where its spikes to and from the placed ones go least.
+
+    ``flow`` holds the spikes between slices, ``n_cores`` counts the cores of each chip that can be
+    used. Cores are numbered on through the chips.
+    """
+    between = _of_bins(flow, bins)
+    between = between + between.T
+    positions = tile_positions(chip, n_cores, -(-len(bins) // n_cores) if bins else 1)
+    order = np.arange(len(bins))
+    cores = np.full(len(bins), -1, dtype=np.int64)
+    free = np.ones(len(positions), dtype=np.bool_)
+    for index in order:
+        placed = np.flatnonzero((cores >= 0) & (between[index] > 0))
+        apart = np.abs(positions[:, None] - positions[cores[placed]]).sum(axis=2)
+        cost = apart @ between[index, placed]
+        cores[index] = int(np.argmin(np.where(free, cost, np.iinfo(np.int64).max)))
+        free[cores[index]] = False
+    return cores
+
+
+def tile_positions(chip: ChipSpec, n_cores: int, n_chips: int) -> IntArray:
+    """The tile (x, y) of every core, through the chips of a row; tiles are numbered along y."""
+    core = np.arange(n_cores)
+    tile = core // chip.cores_per_tile
+    x, y = np.divmod(tile, chip.mesh[1])
+    each = [np.stack([x + index * chip.mesh[0], y], axis=1) for index in range(n_chips)]
+    return np.concatenate(each).astype(np.int64)
+
+
+def spike_hops(
+    flow: IntArray, placement: Sequence[Slice], chip: ChipSpec, basis: str, seed: int = 0
+) -> Hops:
+    """What a placement costs in hops, and what random ones on the same cores would."""
+    at = np.array([[s.chip, s.core] for s in placement], dtype=np.int64).reshape(-1, 2)
+    tile = at[:, 1] // chip.cores_per_tile
+    x, y = np.divmod(tile, chip.mesh[1])
+    positions = np.stack([x + at[:, 0] * chip.mesh[0], y], axis=1)
+    used, own = np.unique(at, axis=0, return_inverse=True)
+    own = own.ravel()
+    first = np.array([int(np.flatnonzero(own == k)[0]) for k in range(len(used))], dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    random = [
+        _hops(flow, positions[first[rng.permutation(len(used))]][own])
+        for _ in range(RANDOM_PLACEMENTS if len(used) else 0)
+    ]
+    crossings = int((flow * np.abs(at[:, None, 0] - at[None, :, 0])).sum())
+    mean = float(np.mean(random)) if random else 0.0
+    return Hops(_hops(flow, positions), crossings, mean, basis)
+
+
+def _hops(flow: IntArray, positions: IntArray) -> int:
+    apart = np.abs(positions[:, None] - positions[None]).sum(axis=2)
+    return int((flow * apart).sum())
+
+
+def _of_bins(flow: IntArray, bins: Sequence[Sequence[int]]) -> IntArray:
+    """The spikes between bins of slices."""
+    own = np.zeros(len(flow), dtype=np.int64)
+    for index, held in enumerate(bins):
+        own[list(held)] = index
+    merged = np.zeros((len(bins), len(bins)), dtype=np.int64)
+    np.add.at(merged, (own[:, None], own[None, :]), flow)
+    return merged
+
+
+def slices_of(boxes: Boxes) -> list[tuple[str, Box]]:
+    """Every box with its population, in data-flow order."""
+    return [(name, box) for name, held in boxes.items() for box in held]

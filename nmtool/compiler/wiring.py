@@ -1,0 +1,341 @@
+"""Wiring: the synapses of a projection as cores see them, by boxes of neurons.
+
+A box is a range of neurons on every axis of a population's shape; a core holds boxes. The wiring
+of a projection says what a box of targets takes in its core, and how many neurons of a box of
+sources reach it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from nmtool.chip import ChipSpec
+from nmtool.compiler.memory import delay_bits, index_bits, kernel_bits, powers_of_two, row_bits
+from nmtool.fixedpoint import BoolArray, IntArray
+from nmtool.operations import (
+    Chain,
+    Conv,
+    Dense,
+    Flatten,
+    Pair,
+    Scale,
+    Shape,
+    Sparse,
+    SumPool,
+    chain_connections,
+)
+from nmtool.quantization import QuantizedNetwork, QuantizedProjection
+
+Box: TypeAlias = tuple[Pair, ...]
+"""Neurons [start, stop) on every axis of a shape."""
+
+
+def whole(shape: Shape) -> Box:
+    """The box of all neurons of a shape."""
+    return tuple((0, size) for size in shape)
+
+
+def count(box: Box) -> int:
+    """The neurons of a box."""
+    return int(np.prod([stop - start for start, stop in box], dtype=np.int64))
+
+
+def neurons(box: Box, shape: Shape) -> IntArray:
+    """The numbers of the neurons of a box, in rising order."""
+    axes = [np.arange(start, stop) for start, stop in box]
+    return np.asarray(np.ravel_multi_index(np.ix_(*axes), shape)).ravel()
+
+
+class Wiring(Protocol):
+    """What the synapses of one projection take in cores."""
+
+    def memory(self, box: Box, chip: ChipSpec, weight_bits: int | None = None) -> int:
+        """Bits of synapse memory that a box of targets takes, with weights of so many bits."""
+
+    def input_axons(self, box: Box, chip: ChipSpec) -> int:
+        """Input axons of the core that holds a box of targets."""
+
+    def reach(self, source: Box, target: Box) -> int:
+        """How many neurons of a box of sources have a synapse into a box of targets."""
+
+    def sources(self, target: Box) -> BoolArray:
+        """Which source neurons have a synapse into a box of targets."""
+
+    def sent(self, source: Box, chip: ChipSpec) -> int:
+        """Entries of the axon map for a box of sources, where axons are shared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Full:
+    """Every source to every target; all weights are stored, zeros as well."""
+
+    n_sources: int
+    weight_bits: int
+    delay: int
+
+    def memory(self, box: Box, chip: ChipSpec, weight_bits: int | None = None) -> int:
+        """One row for each source."""
+        memory = chip.synapse_memory
+        bits = (weight_bits or self.weight_bits) + memory.index_bits
+        return self.n_sources * int(
+            row_bits(count(box), bits + delay_bits(self.delay, memory), memory)
+        )
+
+    def input_axons(self, box: Box, chip: ChipSpec) -> int:
+        """One for each source."""
+        return self.n_sources
+
+    def reach(self, source: Box, target: Box) -> int:
+        """All of them."""
+        return count(source) if count(target) else 0
+
+    def sources(self, target: Box) -> BoolArray:
+        """All of them."""
+        return np.full(self.n_sources, count(target) > 0)
+
+    def sent(self, source: Box, chip: ChipSpec) -> int:
+        """One for each neuron."""
+        return count(source)
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of a convolution: which inputs each output sees.
+
+    ``taps[o]`` are the inputs of output o in the order of the kernel, -1 for those in the padding.
+    """
+
+    taps: IntArray
+    size: int
+    _patterns: dict[Pair, IntArray] = field(default_factory=dict, repr=False)
+    _below: dict[Pair, IntArray] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, n_in: int, n_out: int, kernel: int, window: tuple[int, int, int]) -> Axis:
+        """An axis with ``window`` = (stride, padding, dilation)."""
+        stride, padding, dilation = window
+        taps = np.arange(n_out)[:, None] * stride - padding + np.arange(kernel) * dilation
+        return cls(np.where((taps >= 0) & (taps < n_in), taps, -1), n_in)
+
+    @cached_property
+    def _users(self) -> IntArray:
+        """How many outputs below o see input i, shape (outputs + 1, inputs)."""
+        sees = np.zeros((len(self.taps) + 1, self.size + 1), dtype=np.int64)
+        rows = np.repeat(np.arange(1, len(self.taps) + 1), self.taps.shape[1])
+        sees[rows, self.taps.ravel()] = 1
+        return np.asarray(sees[:, :-1].cumsum(axis=0))
+
+    def seen(self, outputs: Pair) -> BoolArray:
+        """Which inputs a range of outputs sees; outputs beyond the last see none."""
+        last = len(self._users) - 1
+        low, high = min(outputs[0], last), min(outputs[1], last)
+        return np.asarray(self._users[high] > self._users[low])
+
+    def overlap(self, inputs: Pair, outputs: Pair) -> int:
+        """How many of a range of inputs a range of outputs sees."""
+        if outputs not in self._below:
+            self._below[outputs] = np.concatenate([[0], self.seen(outputs).cumsum()])
+        below = self._below[outputs]
+        return int(below[inputs[1]] - below[inputs[0]])
+
+    def patterns(self, outputs: Pair) -> IntArray:
+        """The sizes of the unique patterns of kernel places that inputs use within a range."""
+        if outputs not in self._patterns:
+            self._patterns[outputs] = self._find_patterns(outputs)
+        return self._patterns[outputs]
+
+    def _find_patterns(self, outputs: Pair) -> IntArray:
+        """An input's pattern is which kernel places reach an output of the range through it."""
+        taps = self.taps[outputs[0] : outputs[1]]
+        inputs, inside = np.unique(taps[taps >= 0], return_inverse=True)
+        used = np.zeros((inputs.size, taps.shape[1]), dtype=np.bool_)
+        used[inside, np.nonzero(taps >= 0)[1]] = True
+        return np.asarray(np.unique(used, axis=0).sum(axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A convolution or pool: kernels that all places share."""
+
+    x: Axis
+    y: Axis
+    stride: int
+    channels_in: int
+    channels_out: int
+    groups: int
+    weight_bits: int
+    delay: int
+
+    def memory(self, box: Box, chip: ChipSpec, weight_bits: int | None = None) -> int:
+        """The kernels of the channels of the box."""
+        memory = chip.synapse_memory
+        bits = (weight_bits or self.weight_bits) + delay_bits(self.delay, memory)
+        sources = self._sources(box[2])
+        per_source = self._outputs(box[2])
+        if memory.kernels == "shared":
+            rows = self.x.taps.shape[1] * self.y.taps.shape[1] * sources
+            return kernel_bits(rows, per_source, bits, memory)
+        sizes = np.multiply.outer(self.x.patterns(box[0]), self.y.patterns(box[1]))
+        return sources * int(row_bits(sizes * per_source, bits + memory.index_bits, memory).sum())
+
+    def input_axons(self, box: Box, chip: ChipSpec) -> int:
+        """One for each stride in x, or one for each source neuron."""
+        if chip.axons.kind == "shared":
+            return self.stride
+        seen = int(self.x.seen(box[0]).sum()) * int(self.y.seen(box[1]).sum())
+        return seen * self._sources(box[2])
+
+    def reach(self, source: Box, target: Box) -> int:
+        """Places that both see, times the channels of the groups in common."""
+        width = self.channels_in // self.groups
+        first, last = self._groups(target[2])
+        low, high = max(source[2][0], first * width), min(source[2][1], (last + 1) * width)
+        places = self.x.overlap(source[0], target[0]) * self.y.overlap(source[1], target[1])
+        return places * max(high - low, 0)
+
+    def sources(self, target: Box) -> BoolArray:
+        """The places that the kernels see, in the channels of their groups."""
+        width = self.channels_in // self.groups
+        first, last = self._groups(target[2])
+        channels = np.zeros(self.channels_in, dtype=np.bool_)
+        channels[first * width : (last + 1) * width] = True
+        places = np.multiply.outer(self.x.seen(target[0]), self.y.seen(target[1]))
+        return np.asarray(np.multiply.outer(places, channels).ravel())
+
+    def sent(self, source: Box, chip: ChipSpec) -> int:
+        """Every place once for each power of two in its channels."""
+        places = count(source[:2])
+        return places * len(powers_of_two(source[2][1] - source[2][0]))
+
+    def _groups(self, channels: Pair) -> Pair:
+        """The first and the last group of a range of output channels."""
+        share = self.channels_out // self.groups
+        return channels[0] // share, (channels[1] - 1) // share
+
+    def _sources(self, channels: Pair) -> int:
+        first, last = self._groups(channels)
+        return (last - first + 1) * self.channels_in // self.groups
+
+    def _outputs(self, channels: Pair) -> int:
+        """Output channels that one source channel reaches, at most."""
+        return min(channels[1] - channels[0], self.channels_out // self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Single synapses: of a sparse matrix, or of a chain of several operations.
+
+    ``source`` and ``target`` are sorted by target.
+    """
+
+    source: IntArray
+    target: IntArray
+    shapes: tuple[Shape, Shape]
+    weight_bits: int
+    delay: int
+
+    @classmethod
+    def of(
+        cls, source: IntArray, target: IntArray, shapes: tuple[Shape, Shape], bits: int, delay: int
+    ) -> Listed:
+        """Synapses in any order."""
+        if target.size and np.any(target[1:] < target[:-1]):
+            order = np.argsort(target, kind="stable")
+            source, target = source[order], target[order]
+        return cls(source, target, shapes, bits, delay)
+
+    def memory(self, box: Box, chip: ChipSpec, weight_bits: int | None = None) -> int:
+        """One row for each source that reaches the box."""
+        memory = chip.synapse_memory
+        index = index_bits(count(box), memory)
+        if index is None:
+            return _TOO_MUCH
+        bits = (weight_bits or self.weight_bits) + index + delay_bits(self.delay, memory)
+        lengths = np.bincount(self._rows(box))
+        return int((lengths * row_bits(np.arange(lengths.size), bits, memory)).sum())
+
+    def input_axons(self, box: Box, chip: ChipSpec) -> int:
+        """One for each source, or for each that reaches the box."""
+        if chip.axons.kind == "shared":
+            return int(np.prod(self.shapes[0]))
+        return int(np.count_nonzero(self._rows(box)))
+
+    def reach(self, source: Box, target: Box) -> int:
+        """Sources of one box with a synapse into the other."""
+        rows = self._rows(target)
+        return int(np.count_nonzero(rows[neurons(source, self.shapes[0])]))
+
+    def sources(self, target: Box) -> BoolArray:
+        """Those that the list has."""
+        return np.asarray(self._rows(target) > 0)
+
+    def sent(self, source: Box, chip: ChipSpec) -> int:
+        """One for each neuron."""
+        return count(source)
+
+    def _rows(self, box: Box) -> IntArray:
+        """Synapses of every source into a box."""
+        size = int(np.prod(self.shapes[0]))
+        if all(ends == (0, n) for ends, n in zip(box[1:], self.shapes[1][1:], strict=True)):
+            stride = int(np.prod(self.shapes[1][1:], dtype=np.int64))
+            edges = np.searchsorted(self.target, [box[0][0] * stride, box[0][1] * stride])
+            return np.bincount(self.source[edges[0] : edges[1]], minlength=size)
+        inside = np.zeros(int(np.prod(self.shapes[1])), dtype=np.bool_)
+        inside[neurons(box, self.shapes[1])] = True
+        return np.bincount(self.source[inside[self.target]], minlength=size)
+
+
+_TOO_MUCH = 1 << 60
+"""Bits of rows whose targets no index can count."""
+
+
+def wirings(network: QuantizedNetwork) -> dict[str, Wiring]:
+    """The wiring of every projection."""
+    return {name: wiring(network, p) for name, p in network.projections.items()}
+
+
+def wiring(network: QuantizedNetwork, projection: QuantizedProjection) -> Wiring:
+    """How a projection is stored: full matrix, shared kernels, or single synapses."""
+    shape = network.shapes[projection.source]
+    target = network.shapes[projection.target]
+    chain, bits, delay = projection.operations, projection.weight_bits, projection.delay_max
+    shaping = _without_scale(chain)
+    last = shaping[-1]
+    if isinstance(last, Dense) and all(isinstance(op, Flatten) for op in shaping[:-1]):
+        return Full(int(np.prod(shape)), bits, delay)
+    if isinstance(last, Conv | SumPool) and len(shaping) == 1 and len(target) == 3:
+        return _window(last, shape, bits, delay)
+    if len(shaping) == 1 and isinstance(last, Sparse):
+        return Listed.of(last.source, last.target, (shape, target), bits, delay)
+    joined = chain_connections(chain, shape)
+    pairs = np.unique(joined.target * int(np.prod(shape)) + joined.source)
+    ends = np.divmod(pairs, int(np.prod(shape)))
+    return Listed.of(ends[1], ends[0], (shape, target), bits, delay)
+
+
+def _without_scale(chain: Chain) -> Chain:
+    """A chain without single weights for all, unless it is nothing else."""
+    return tuple(op for op in chain if not isinstance(op, Scale)) or chain
+
+
+def _window(operation: Conv | SumPool, shape: Shape, bits: int, delay: int) -> Window:
+    out = operation.output_shape(shape)
+    if isinstance(operation, Conv):
+        kernel, dilation = operation.weight.shape[1:3], operation.dilation
+        groups = operation.groups
+    else:
+        kernel, dilation, groups = operation.kernel, (1, 1), shape[2]
+    x, y = (
+        Axis.of(
+            shape[a],
+            out[a],
+            kernel[a],
+            (operation.stride[a], operation.padding[a], dilation[a]),
+        )
+        for a in (0, 1)
+    )
+    return Window(x, y, operation.stride[0], shape[2], out[2], groups, bits, delay)
