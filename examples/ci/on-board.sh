@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs the golden runs on a board. Only trouble with the board is tried again: 7 (not available)
 # and 8 (fault, or silent). A regression and everything else ends at once with its own exit code.
+# Every attempt leaves its own reports, also where --timeout or a signal cuts it short.
 #
 #   on-board.sh TARGET [ATTEMPTS] [PAUSE]
 target=$1
@@ -9,7 +10,7 @@ pause=${3:-60}
 attempt=1
 while :; do
   nmtool test --hw "$target" --golden golden --timeout 15m --force \
-    --junit "board-$attempt.xml" --markdown board.md
+    --junit "board-$attempt.xml" --markdown "board-$attempt.md"
   code=$?
   case $code in
     7) echo "::notice::$target is not available (attempt $attempt of $attempts)" ;;

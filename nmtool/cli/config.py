@@ -14,23 +14,26 @@ from nmtool.cli.common import FILE, Options, emit, verb
 from nmtool.config import Experiment
 from nmtool.errors import ConfigError, NmtoolError
 from nmtool.quantization import quantize
+from nmtool.regression.quarantine import Quarantine
 from nmtool.training.build import build_network
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "nmtool.experiment/v1": Experiment,
     "nmtool.hardware/v1": HardwareConfig,
     "nmtool.chip/v1": ChipFile,
+    "nmtool.quarantine/v1": Quarantine,
 }
 KINDS: dict[str, type[BaseModel]] = {
     "experiment": Experiment,
     "hardware": HardwareConfig,
     "chip": ChipFile,
+    "quarantine": Quarantine,
 }
 
 
 @click.group("config")
 def command() -> None:
-    """Check experiment, hardware and chip files; print their JSON Schema."""
+    """Check experiment, hardware, chip and quarantine files; print their JSON Schema."""
 
 
 @command.command("check")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -15,7 +14,7 @@ import numpy as np
 from nmtool import formats
 from nmtool.backends import Recording, check_runnable, resolve_probe
 from nmtool.chip import HardwareConfig, load_hardware
-from nmtool.cli.common import FILE, Options, emit, progress, refuse_same, table, verb
+from nmtool.cli.common import FILE, Options, emit, progress, refuse_same, table, verb, warn
 from nmtool.cli.runs import gather_input, input_options
 from nmtool.cli.suite import Suite, suite_options
 from nmtool.compiler import Program
@@ -24,11 +23,10 @@ from nmtool.fixedpoint import IntArray
 from nmtool.formats.container import refuse_overwrite
 from nmtool.network import counted
 from nmtool.provenance import provenance
-from nmtool.regression.check import check_golden, record_golden, run_on
-from nmtool.regression.coverage import Coverage, Exercise
+from nmtool.regression.check import doubts, record_golden, run_on
+from nmtool.regression.coverage import Exercise, coverage
 from nmtool.regression.golden import Golden, load_golden, save_golden
 from nmtool.regression.policies import judge, parse_policy
-from nmtool.regression.suite import Outcome
 from nmtool.spikes import SpikeTrain
 
 
@@ -85,7 +83,12 @@ def record(
     output: str,
     options: Options,
 ) -> None:
-    """Run PROGRAM on a target and keep program, input and result as a golden run."""
+    """Run PROGRAM on a target and keep program, input and result as a golden run.
+
+    In CI (CI=true) it replaces no file, --force or not; `golden accept` replaces golden runs.
+    """
+    if samples is not None and cover is not None:
+        raise UsageError("golden record: found --samples and --cover, allowed one of them")
     wanted = [str(parse_policy(text)) for text in policies] or ["exact"]
     hardware = load_hardware(hw, options.hardware_overrides())
     loaded: Program = formats.load_as(program, Program)
@@ -94,15 +97,13 @@ def record(
     if not chosen.get("spikes"):
         raise ConfigError(f"--probe: found {probe}, allowed what includes spikes")
     refuse_same([output], [program, *(name.rpartition("=")[2] for name in input_files), labels])
-    refuse_overwrite(Path(output), options.force)
+    _refuse_replacing(output, options)
     check_runnable(loaded, hardware)
     if options.dry_run:
         emit(options, "golden record", {"dry_run": True}, f"{program} can run on {hardware.name}")
         return
     inputs = given.spikes
     known = given.labels
-    if samples is not None and cover is not None:
-        raise UsageError("golden record: found --samples and --cover, allowed one of them")
     if samples is not None or cover is not None:
         first = np.arange(min(samples or given.n_samples, given.n_samples))
         picked = _covering(loaded, inputs, cover) if cover else first
@@ -112,15 +113,12 @@ def record(
         golden = record_golden(
             loaded, hardware, inputs, known, chosen, wanted, given.source, update
         )
-    for verdict in judge(golden, golden.expected):
-        if not verdict.passed:
-            raise ConfigError(
-                f"golden: the run breaks its own policy {verdict.policy}: found {verdict.found}, "
-                f"allowed {verdict.allowed}"
-            )
+    _check_itself(golden)
     save_golden(output, golden)
     size = Path(output).stat().st_size
-    covered = _coverage(golden)
+    covered = coverage(golden.program, golden.inputs, golden.expected)
+    for text in golden.warnings:
+        warn(f"{output}: {text}")
     document = {
         "golden": output,
         "bytes": size,
@@ -131,6 +129,7 @@ def record(
         "policies": list(golden.policies),
         "metrics": golden.metrics,
         "coverage": asdict(covered) if covered else None,
+        "warnings": list(golden.warnings),
     }
     rows = [(name, f"{value:.6g}") for name, value in golden.metrics.items()]
     exercised = str(covered) if covered else "not known, for not all spikes are probed"
@@ -151,65 +150,73 @@ def _covering(program: Program, inputs: Mapping[str, SpikeTrain], count: int) ->
     return Exercise(program, inputs, run).choose(count)
 
 
-def _coverage(golden: Golden) -> Coverage | None:
-    """What the golden input exercises; None where not all spikes were recorded."""
-    if set(golden.expected.spikes) != set(golden.program.order):
-        return None
-    return Exercise(golden.program, golden.inputs, golden.expected).coverage()
+def _check_itself(golden: Golden) -> None:
+    """Hold a golden run against its own policies: what it breaks itself, nothing can hold.
+
+    Raises:
+        ConfigError: one of its policies does not hold, or cannot be judged.
+    """
+    for verdict in judge(golden, golden.expected):
+        if not verdict.passed:
+            raise ConfigError(
+                f"golden: the run breaks its own policy {verdict.policy}: found {verdict.found}, "
+                f"allowed {verdict.allowed}"
+            )
+
+
+def _in_ci() -> bool:
+    """Whether a pipeline runs this, which must not bless what it should judge."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def _refuse_replacing(output: str, options: Options) -> None:
+    """Refuse to record over a file without --force, and in CI at all.
+
+    Raises:
+        UsageError: it exists.
+    """
+    if _in_ci() and Path(output).exists():
+        raise UsageError(
+            f"{output}: exists already, and CI is set, where nothing is recorded over a file; to "
+            f'replace a golden run: nmtool golden accept {output} --reason "..." --force'
+        )
+    refuse_overwrite(Path(output), options.force)
 
 
 @command.command("check")
 @click.argument("goldens", nargs=-1, required=True, type=FILE)
 @_HW
 @_POLICY
-@click.option("--run", "saved", type=FILE, help="A saved run to judge; nothing is run.")
-@click.option("--runs", type=FILE, metavar="FOLDER", help="Keep the recordings of the runs here.")
-@suite_options
+@click.option("--run", type=FILE, help="A saved run to judge; nothing is run.")
 @verb
+@suite_options
 def check(
     goldens: tuple[str, ...],
     hw: str,
     policies: tuple[str, ...],
-    saved: str | None,
-    runs: str | None,
-    junit: str | None,
-    summary: str | None,
-    quarantine: str | None,
-    verify_quarantine: bool,
+    run: str | None,
+    suite: Suite,
     options: Options,
 ) -> None:
     """Hold a target against golden runs; exits with the worst of them."""
-    suite = Suite.of(options, junit, summary, quarantine, verify_quarantine)
     hardware = load_hardware(hw, options.hardware_overrides())
     wanted = tuple(str(parse_policy(text)) for text in policies)
-    if saved and len(goldens) > 1:
+    if run and len(goldens) > 1:
         raise UsageError(f"--run: found {len(goldens)} golden runs, allowed 1 beside a saved run")
-    recording = formats.load_as(saved, Recording) if saved else None
-    refuse_same([junit, summary], [*goldens, saved, quarantine])
-    targets = {path: _run_file(path, hardware, runs) for path in goldens} if runs else {}
-    for target in targets.values():
-        refuse_overwrite(target, options.force)
+    if run and (suite.saved or suite.runs):
+        raise UsageError("found --run beside --saved or --runs, allowed one of them")
+    refuse_same([suite.junit, suite.summary], [*goldens, run])
+    recording = formats.load_as(run, Recording) if run else None
+    cases = suite.golden_cases(goldens, hardware, wanted, recording)
     if options.dry_run:
-        for path in goldens:
-            check_runnable(load_golden(path).program, hardware)
+        with suite.gate.opened():
+            for path in goldens:
+                program = load_golden(path).program
+                if not (run or suite.saved):
+                    check_runnable(program, hardware)
         emit(options, "golden check", {"dry_run": True}, f"can run on {hardware.name}")
         return
-
-    def checked(path: str) -> Outcome:
-        with progress(options, f"{path} on {hardware.name}") as update:
-            outcome, run = check_golden(path, hardware, wanted, recording, update)
-        if run is not None and path in targets:
-            formats.save(targets[path], run)
-        return outcome
-
-    outcomes: list[Outcome] = []
-    for path in goldens:
-        outcomes += suite.case(path, hardware, functools.partial(checked, path))
-    suite.report("golden check", outcomes)
-
-
-def _run_file(golden: str, hardware: HardwareConfig, folder: str) -> Path:
-    return Path(folder) / f"{Path(golden).stem}-{hardware.name}.h5"
+    suite.run("golden check", cases)
 
 
 @command.command("accept")
@@ -231,7 +238,7 @@ def accept(
 
     In CI (CI=true) this needs --force: a pipeline must not bless what it should judge.
     """
-    if os.environ.get("CI", "").lower() not in ("", "0", "false") and not options.force:
+    if _in_ci() and not options.force:
         raise UsageError(
             "golden accept: found CI in the environment; use --force if a pipeline is to replace "
             f"{golden}"
@@ -246,8 +253,9 @@ def accept(
         return
     wanted = tuple(str(parse_policy(text)) for text in policies) or before.policies
     changes = _changes(before, after)
+    earlier = before.provenance.get("history")
     history = [
-        *before.provenance.get("history", []),
+        *(earlier if isinstance(earlier, list) else ()),
         {"reason": before.reason, "time": before.provenance.get("time")},
     ]
     facts = provenance(
@@ -255,8 +263,13 @@ def accept(
         input=before.provenance.get("input"),
         chip=after.program.chip,
         history=history,
+        warnings=doubts(after.program, hardware, after.inputs, after.expected),
     )
-    save_golden(golden, replace(after, policies=wanted, reason=reason, provenance=facts))
+    accepted = replace(after, policies=wanted, reason=reason, provenance=facts)
+    _check_itself(accepted)
+    save_golden(golden, accepted)
+    for text in accepted.warnings:
+        warn(f"{golden}: {text}")
     lines = [f"{c['policy']}: {c['found']}" for c in changes if not c["passed"]]
     document = {
         "golden": golden,
@@ -266,6 +279,7 @@ def accept(
         "program_before": before.program.fingerprint,
         "metrics": after.metrics,
         "metrics_before": before.metrics,
+        "warnings": list(accepted.warnings),
     }
     emit(options, "golden accept", document, "\n".join([*lines, f"wrote {golden}: {reason}"]))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import click
 
 from nmtool.backends import check_runnable
 from nmtool.chip import HardwareConfig, load_chip, load_hardware
-from nmtool.cli.common import FILE, Options, emit, note, progress, verb
+from nmtool.cli.common import FILE, Options, emit, note, refuse_same, verb
 from nmtool.cli.deploy import check_measured, run
 from nmtool.cli.runs import Run, gather_input
 from nmtool.cli.suite import Suite, suite_options
@@ -18,9 +19,8 @@ from nmtool.errors import ConfigError, UnsupportedError, UsageError
 from nmtool.formats import load_as
 from nmtool.measure import measure
 from nmtool.network import Network
-from nmtool.regression.check import check_golden
 from nmtool.regression.policies import Verdict
-from nmtool.regression.suite import Evidence, Outcome, run_case
+from nmtool.regression.suite import Case, Evidence, Outcome, run_case
 
 
 @click.command("test")
@@ -40,53 +40,43 @@ from nmtool.regression.suite import Evidence, Outcome, run_case
     type=FILE,
     help="Folder of golden runs [default: golden, if there is one].",
 )
-@suite_options
 @verb
+@suite_options
 def command(
     experiment: str | None,
     targets: tuple[str, ...],
     run_folder: str | None,
     folder: str | None,
-    junit: str | None,
-    summary: str | None,
-    quarantine: str | None,
-    verify_quarantine: bool,
+    suite: Suite,
     options: Options,
 ) -> None:
     """Run the checks of EXPERIMENT and all golden runs on every target; exits with the worst."""
-    suite = Suite.of(options, junit, summary, quarantine, verify_quarantine)
     overrides = options.hardware_overrides()
     hardware = [load_hardware(name, overrides) for name in targets or ("emulator",)]
     names = [target.name for target in hardware]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"--hw: found two targets of the name {', '.join(twice)}, allowed one")
-    goldens = sorted(Path(folder or "golden").glob("*.h5"))
+    goldens = sorted(map(str, Path(folder or "golden").glob("*.h5")))
     if folder and not goldens:
         raise ConfigError(f"--golden {folder}: found no golden run there (*.h5)")
+    if experiment and suite.saved:
+        raise UsageError("--saved: found an EXPERIMENT, allowed golden runs only: its checks run")
     config = load_experiment(Path(experiment)) if experiment else None
     if config is None and not goldens:
         raise UsageError("test: found no EXPERIMENT and no golden run in golden; give one of them")
-    source = Run(Path(run_folder) if run_folder else Path("runs") / config.name) if config else None
-    if options.dry_run:
-        count = (len(goldens) + (config is not None)) * len(hardware)
-        emit(options, "test", {"dry_run": True, "cases": count}, f"{count} cases would be run")
-        return
-    outcomes: list[Outcome] = []
+    refuse_same([suite.junit, suite.summary], [experiment, *goldens])
+    cases: list[Case] = []
     for target in hardware:
-        if config and source:
-            outcomes += suite.case(
-                config.name,
-                target,
-                lambda c=config, s=source, t=target: _experiment(c, s, t, options),  # type: ignore[misc]
-            )
-        for path in goldens:
-            with progress(options, f"{path} on {target.name}") as update:
-                outcomes += suite.case(
-                    str(path),
-                    target,
-                    lambda p=path, t=target, u=update: check_golden(p, t, progress=u)[0],  # type: ignore[misc]
-                )
-    suite.report("test", outcomes)
+        if config:
+            source = Run(Path(run_folder) if run_folder else Path("runs") / config.name)
+            act = functools.partial(_experiment, config, source, target, options)
+            cases.append(Case(config.name, target.name, act))
+        cases += suite.golden_cases(goldens, target)
+    if options.dry_run:
+        text = f"{len(cases)} cases would be run"
+        emit(options, "test", {"dry_run": True, "cases": len(cases)}, text)
+        return
+    suite.run("test", cases)
 
 
 def _experiment(
@@ -101,7 +91,12 @@ def _checked(
 ) -> Evidence:
     checks = [check for check in config.checks if check.concerns(hardware.name)]
     if not checks:
-        raise UnsupportedError(f"{config.name}: no check of the experiment is for {hardware.name}")
+        named = dict.fromkeys(name for check in config.checks for name in check.on)
+        found = f"checks on {', '.join(named)}" if named else "no checks"
+        raise UnsupportedError(
+            f"{config.name}: found {found}, none for --hw {hardware.name}; name it in a check's "
+            "`on:` (a target of your own by its .yaml file), or give another --hw"
+        )
     network: Network = load_as(source.network, Network)
     chip = load_chip(hardware.chip)
     program: Program = compile_program(network, chip, hardware.weight_bits)

@@ -86,6 +86,13 @@ class Exercise:
         return np.sort(np.array(chosen, dtype=np.int64))
 
 
+def coverage(program: Program, inputs: Mapping[str, SpikeTrain], run: Recording) -> Coverage | None:
+    """What the input of a run exercises; None where not all spikes were recorded."""
+    if set(run.spikes) != set(program.order):
+        return None
+    return Exercise(program, inputs, run).coverage()
+
+
 def _active(train: SpikeTrain) -> BoolArray:
     """Which neurons spike in each sample, shape (samples, neurons)."""
     active = np.zeros((train.n_samples, train.n_neurons), dtype=np.bool_)

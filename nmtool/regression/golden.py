@@ -13,7 +13,7 @@ from nmtool.backends import Recording
 from nmtool.backends.base import QUANTITIES, Probe, input_batch
 from nmtool.compiler import Program
 from nmtool.errors import ArtifactError, ConfigError, NmtoolError
-from nmtool.fixedpoint import IntArray
+from nmtool.fixedpoint import FloatArray, IntArray
 from nmtool.formats import pack, unpack
 from nmtool.formats.artifacts import DAMAGE
 from nmtool.formats.claims import build
@@ -61,6 +61,12 @@ class Golden:
         return {quantity: names for quantity, names in found.items() if names}
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why it guards less than it seems to, as was said when it was recorded."""
+        found = self.provenance.get("warnings")
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Accuracy (with labels), latency and rates of the golden run."""
         return metrics(self, self.expected)
@@ -78,17 +84,27 @@ def metrics(golden: Golden, recording: Recording) -> dict[str, float]:
 
 
 def mean_latency(golden: Golden, recording: Recording) -> float | None:
-    """Mean steps from a sample's first input spike to the first spike of the first output.
+    """Mean of the samples' latencies, in steps; samples without one are left out.
 
-    Samples without one of the two are left out; None where no sample has both.
+    None where no sample has a latency, or where an output spike precedes the input of its sample:
+    such a network spikes by itself, and its first spike answers nothing.
     """
+    steps = latencies(golden, recording)
+    steps = steps[np.isfinite(steps)]
+    return float(steps.mean()) if steps.size and steps.min() >= 0 else None
+
+
+def latencies(golden: Golden, recording: Recording) -> FloatArray:
+    """Steps from every sample's first input spike to the first spike of the first output.
+
+    NaN where one of the two is missing; negative where the output spikes first.
+    """
+    first_out = first_steps(recording.spikes[golden.program.network.outputs[0]])
     first_in = np.min(
         [first_steps(train) for train in golden.inputs.values()], axis=0, initial=np.inf
     )
-    first_out = first_steps(recording.spikes[golden.program.network.outputs[0]])
     both = np.isfinite(first_in) & np.isfinite(first_out)
-    steps = (first_out - np.where(both, first_in, 0))[both]
-    return float(steps.mean()) if steps.size else None
+    return np.where(both, first_out - np.where(both, first_in, 0), np.nan)
 
 
 def first_steps(train: SpikeTrain) -> Any:

@@ -6,7 +6,8 @@ option they run on the emulator. Trouble with a board is an error, not a failure
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,21 +104,19 @@ class Board:
     def why_not(self, feature: str) -> str | None:
         """Why the target cannot run a feature; None where it can."""
         from nmtool.backends import limits_of
-        from nmtool.compiler.features import FEATURES
 
+        if problem := _unknown([feature]):
+            raise pytest.UsageError(problem)
         if feature == "chip":
             chip = self.hardware.backend == "lava-loihi"
             return None if chip else f"{self.name} is a simulator ({self.hardware.backend})"
-        if feature not in FEATURES:
-            raise pytest.UsageError(
-                f"nmtool_requires: found {feature!r}, allowed chip, {', '.join(FEATURES)}"
-            )
         reasons = {str(name): why for name, why in limits_of(self.hardware).items()}
         return f"{self.name}: {reasons[feature]}" if feature in reasons else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests once for each target and each golden run."""
+    """Run tests once for each target and each golden run; a wrong feature is an error here."""
+    _check_features(metafunc.definition)
     if _is_ours(metafunc, "board", board):
         names = metafunc.config.getoption("--nmtool-hw") or ["emulator"]
         metafunc.parametrize("board", names, indirect=True, scope="session")
@@ -128,6 +127,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             raise pytest.UsageError(f"--nmtool-golden {folder}: found no golden run there (*.h5)")
         ids = [path.stem for path in files]
         metafunc.parametrize("golden", files, ids=ids, indirect=True, scope="session")
+
+
+def _check_features(definition: pytest.Item) -> None:
+    """Check what the markers of a test ask for.
+
+    Raises:
+        CollectError: a feature that nmtool does not know; the file is collected no further.
+    """
+    marks = definition.iter_markers("nmtool_requires")
+    features = list(dict.fromkeys(feature for mark in marks for feature in mark.args))
+    if features and (problem := _unknown(features)):
+        raise pytest.Collector.CollectError(f"{definition.nodeid}: {problem}")
+
+
+def _unknown(features: Sequence[Any]) -> str | None:
+    """What is wrong with the features of a marker."""
+    from nmtool.compiler.features import FEATURES
+
+    known = ["chip", *map(str, FEATURES)]
+    wrong = [feature for feature in features if feature not in known]
+    if not wrong:
+        return None
+    close = difflib.get_close_matches(str(wrong[0]), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    found = ", ".join(map(repr, wrong))
+    return f"nmtool_requires: found {found}, allowed {', '.join(known)}{hint}"
 
 
 def _is_ours(metafunc: pytest.Metafunc, name: str, fixture: Any) -> bool:
@@ -214,6 +239,8 @@ def _provenance(under_test: Board, item: pytest.Item) -> list[tuple[str, str]]:
     if isinstance(held_against, Golden):
         facts["program"] = held_against.program.fingerprint
         facts["golden_recorded"] = str(held_against.provenance.get("time", "unknown"))
+        if held_against.warnings:
+            facts["golden_warnings"] = "; ".join(held_against.warnings)
     return [(f"nmtool_{name}", value) for name, value in facts.items()]
 
 

@@ -12,7 +12,7 @@ from nmtool.backends import Recording
 from nmtool.errors import BoardError, ConfigError
 from nmtool.fixedpoint import FloatArray
 from nmtool.measure import Agreement, compare, predict
-from nmtool.regression.golden import Golden, mean_latency
+from nmtool.regression.golden import Golden, latencies
 from nmtool.spikes import SpikeTrain
 
 
@@ -34,7 +34,7 @@ class Policy:
     values: tuple[float, ...]
 
     def __str__(self) -> str:
-        numbers = ":".join(f"{value:g}" for value in self.values)
+        numbers = ":".join(np.format_float_positional(v, trim="-") for v in self.values)
         return f"{self.name}={numbers}" if numbers else self.name
 
     def judge(self, golden: Golden, run: Recording) -> Verdict:
@@ -216,12 +216,33 @@ def _accuracy(golden: Golden, run: Recording, level: float) -> tuple[str, str, b
 
 
 def _latency(golden: Golden, run: Recording, steps: float) -> tuple[str, str, bool]:
-    before, after = mean_latency(golden, golden.expected), mean_latency(golden, run)
-    if before is None:
-        raise ConfigError("policy latency: the golden run has no output spike")
-    if after is None:
-        return "no output spike", f"up to {before + steps:g} steps", False
-    return f"{after:.4g} steps", f"up to {before + steps:.4g}", after <= before + steps
+    """The mean latency of the samples that the golden run answers; each must have one.
+
+    An output spike before the input of its sample answers nothing: of the golden run that is
+    refused, of another run it is a regression.
+    """
+    before, after = latencies(golden, golden.expected), latencies(golden, run)
+    answered = np.isfinite(before)
+    if not answered.any():
+        raise ConfigError(
+            "policy latency: found no output spike that follows an input spike in the golden run, "
+            "allowed one or more; use exact, jitter or rate"
+        )
+    if (early := np.flatnonzero(before < 0)).size:
+        raise ConfigError(
+            f"policy latency: found an output spike {-before[early[0]]:g} steps before the first "
+            f"input spike in sample {early[0]} of the golden run, allowed none: it is no answer to "
+            "the input; use exact, jitter or rate"
+        )
+    limit = float(before[answered].mean()) + steps
+    allowed = f"up to {limit:.4g} steps"
+    if (early := np.flatnonzero(after < 0)).size:
+        found = f"an output spike {-after[early[0]]:g} steps before the first input spike in sample"
+        return f"{found} {early[0]}", allowed, False
+    if (silent := np.flatnonzero(answered & np.isnan(after))).size:
+        return f"no output spike in {silent.size} samples, first {silent[0]}", allowed, False
+    mean = float(after[answered].mean())
+    return f"{mean:.4g} steps", allowed, mean <= limit
 
 
 Judge = Callable[..., tuple[str, str, bool]]
@@ -237,13 +258,15 @@ class _Rule:
 
 _RULES: Mapping[str, _Rule] = {
     "exact": _Rule("exact (the same spikes and recorded states)", _exact),
-    "jitter": _Rule("jitter=STEPS, 0 or more", _jitter, ((0, 1e9),)),
-    "rate": _Rule("rate=FRACTION, 0 or more", _rate, ((0, 1e9),)),
+    "jitter": _Rule("jitter=STEPS, 0 to 1e9", _jitter, ((0, 1e9),)),
+    "rate": _Rule("rate=FRACTION, 0 to 1e9", _rate, ((0, 1e9),)),
     "van_rossum": _Rule(
-        "van_rossum=TAU:DISTANCE, more than 0 and 0 or more", _van_rossum, ((1e-9, 1e9), (0, 1e9))
+        "van_rossum=TAU:DISTANCE, 1e-9 to 1e9 steps and 0 to 1e9",
+        _van_rossum,
+        ((1e-9, 1e9), (0, 1e9)),
     ),
     "accuracy": _Rule(
-        "accuracy=LEVEL of confidence, below 1", _accuracy, ((0, 0.999999),), (0.95,)
+        "accuracy=LEVEL of confidence, 0 to 0.999999", _accuracy, ((0, 0.999999),), (0.95,)
     ),
-    "latency": _Rule("latency=STEPS, 0 or more", _latency, ((0, 1e9),), (0.0,)),
+    "latency": _Rule("latency=STEPS, 0 to 1e9", _latency, ((0, 1e9),), (0.0,)),
 }

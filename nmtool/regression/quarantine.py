@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from fnmatch import fnmatch
 from pathlib import Path
@@ -41,6 +42,9 @@ class Entry(Strict):
         """Whether its last day is over."""
         return today > self.expires
 
+    def __str__(self) -> str:
+        return f"golden: {self.golden}" + (f", target: {self.target}" if self.target else "")
+
 
 class Quarantine(Strict):
     """The schema of a quarantine file."""
@@ -49,8 +53,35 @@ class Quarantine(Strict):
     entries: list[Entry] = []
 
     def entry(self, path: str, target: str) -> Entry | None:
-        """The first entry for a golden file on a target."""
-        return next((entry for entry in self.entries if entry.covers(path, target)), None)
+        """The entry for a golden file on a target; of several the one that ends last."""
+        covering = (entry for entry in self.entries if entry.covers(path, target))
+        return max(covering, key=lambda entry: entry.expires, default=None)
+
+    def warnings(self, cases: Sequence[tuple[str, str]], today: date) -> list[str]:
+        """Of entries that have ended, or match none of these (golden file, target)."""
+        return [*self._ended(cases, today), *self._unused(cases)]
+
+    def _ended(self, cases: Sequence[tuple[str, str]], today: date) -> list[str]:
+        found = ((path, target, self.entry(path, target)) for path, target in cases)
+        return [
+            f"{path} on {target}: its quarantine ended on {entry.expires}; it counts again "
+            f"({entry.reason})"
+            for path, target, entry in found
+            if entry and entry.expired(today)
+        ]
+
+    def _unused(self, cases: Sequence[tuple[str, str]]) -> list[str]:
+        targets = {target for _, target in cases}
+        return [
+            f"quarantine: entry {number} ({entry}): "
+            + (
+                f"its target is none of {', '.join(sorted(targets))}"
+                if targets and entry.target not in (None, *targets)
+                else "it matches no golden run here; mend its name, or remove it"
+            )
+            for number, entry in enumerate(self.entries, 1)
+            if not any(entry.covers(path, target) for path, target in cases)
+        ]
 
 
 def load_quarantine(path: str | Path) -> Quarantine:

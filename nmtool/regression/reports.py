@@ -23,15 +23,20 @@ from nmtool.regression.suite import Outcome
 _WORDS = {"passed": "passed", "regression": "REGRESSION", "error": "error", "skipped": "skipped"}
 
 
-def write_junit(path: Path, outcomes: Sequence[Outcome]) -> None:
+def write_junit(path: Path, outcomes: Sequence[Outcome], warnings: Sequence[str] = ()) -> None:
     """Write JUnit XML: a regression is a failure, a board's trouble an error.
+
+    Warnings are properties of the first test suite.
 
     Raises:
         WriteError: it cannot be written.
     """
     xml = JUnitXml("nmtool")
-    for target in dict.fromkeys(outcome.target for outcome in outcomes):
+    targets = dict.fromkeys(outcome.target for outcome in outcomes)
+    for number, target in enumerate(targets or ["nmtool"]):
         suite = TestSuite(target)
+        for text in () if number else warnings:
+            suite.add_property("warning", _printable(text))
         for outcome in outcomes:
             if outcome.target == target:
                 suite.add_testcase(_testcase(outcome))
@@ -41,7 +46,7 @@ def write_junit(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 def _testcase(outcome: Outcome) -> TestCase:
     name = str(Path(outcome.case).with_suffix(""))
-    case = TestCase(name, f"nmtool.{outcome.target}", round(outcome.seconds, 3))
+    case = TestCase(_printable(name), f"nmtool.{outcome.target}", round(outcome.seconds, 3))
     message = _printable(outcome.message)
     if outcome.status == "regression":
         case.result = [Failure(message, "regression")]
@@ -58,7 +63,7 @@ def _testcase(outcome: Outcome) -> TestCase:
         f"{v.policy}: {'passed' if v.passed else 'FAILED'}, found {v.found}, allowed {v.allowed}"
         for v in outcome.evidence.verdicts
     ]
-    lines += [f"attempt {i}: {json.dumps(a)}" for i, a in enumerate(outcome.evidence.attempts, 1)]
+    lines += failed_attempts(outcome)
     if outcome.retried:
         lines.append("passed only on retry")
     if lines:
@@ -66,7 +71,16 @@ def _testcase(outcome: Outcome) -> TestCase:
     return case
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
+def failed_attempts(outcome: Outcome) -> list[str]:
+    """Each attempt before the last, why it failed, and what was done about it."""
+    return [
+        f"attempt {number} failed: {attempt.get('error')}; then {attempt.get('step')}"
+        + (f" ({attempt['command']})" if "command" in attempt else "")
+        for number, attempt in enumerate(outcome.evidence.attempts, 1)
+    ]
+
+
+def markdown(outcomes: Sequence[Outcome], warnings: Sequence[str] = ()) -> str:
     """A summary for a pull request."""
     counts = [
         f"{sum(outcome.status == status for outcome in outcomes)} {_WORDS[status]}"
@@ -75,16 +89,29 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     lines = [
         f"**nmtool**: {', '.join(counts)}",
         "",
-        "| golden run | target | | |",
+        "| case | target | result | found |",
         "|---|---|---|---|",
     ]
-    for outcome in outcomes:
-        detail = outcome.message or "; ".join(v.found for v in outcome.evidence.verdicts)
+    for outcome, message in zip(outcomes, hints_once(outcomes), strict=True):
+        detail = message or "; ".join(v.found for v in outcome.evidence.verdicts)
         if outcome.retried:
             detail = f"passed only on retry; {detail}"
-        cells = (outcome.case, outcome.target, _WORDS[outcome.status], _one_line(detail))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        detail = "\n".join([detail, *failed_attempts(outcome)])
+        cells = (outcome.case, outcome.target, _WORDS[outcome.status], detail)
+        lines.append(f"| {' | '.join(map(_one_line, cells))} |")
+    lines += ["", *(f"- warning: {_one_line(text)}" for text in warnings)] if warnings else []
+    return _printable("\n".join(lines) + "\n")
+
+
+def hints_once(outcomes: Sequence[Outcome]) -> list[str]:
+    """The messages for people: what stands behind a ``;`` and was said before is not said again."""
+    said: set[str] = set()
+    messages = []
+    for outcome in outcomes:
+        found, _, hint = outcome.message.partition("; ")
+        messages.append(f"{found}; as above" if hint in said else outcome.message)
+        said |= {hint} - {""}
+    return messages
 
 
 def _one_line(text: str) -> str:
@@ -92,5 +119,5 @@ def _one_line(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text without the control characters that XML forbids."""
-    return "".join(c if c in "\n\t" or c >= " " else "?" for c in text)
+    """The text without what XML or UTF-8 forbids: control characters, halves of characters."""
+    return "".join(c if c in "\n\t" or " " <= c < "\ud800" or c > "\udfff" else "?" for c in text)

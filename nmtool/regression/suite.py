@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from nmtool.errors import CheckFailed, NmtoolError, UnsupportedError
+from nmtool.errors import CheckFailed, NmtoolError, UnsupportedError, WriteError
 from nmtool.regression.policies import Verdict
 
 Status: TypeAlias = Literal["passed", "regression", "error", "skipped"]
@@ -27,7 +28,8 @@ class Evidence:
     @property
     def attempts(self) -> list[dict[str, Any]]:
         """What the target failed at before it answered."""
-        return list(self.provenance.get("attempts", ()))
+        found = self.provenance.get("attempts")
+        return [a for a in found if isinstance(a, dict)] if isinstance(found, list) else []
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,32 @@ class Outcome:
         }
 
 
+@dataclass(frozen=True)
+class Case:
+    """One thing that a target is held against, not run yet.
+
+    ``quarantined`` says why it is not to be run, where it is in quarantine.
+    """
+
+    name: str
+    target: str
+    act: Callable[[], Outcome]
+    quarantined: str = ""
+
+    def run(self) -> Outcome:
+        """How it ends; in quarantine it is skipped."""
+        return self._skipped() if self.quarantined else self.act()
+
+    def cut_short(self, code: int, why: str) -> Outcome:
+        """How it ends where the suite does before it: an error with the suite's exit code."""
+        if self.quarantined:
+            return self._skipped()
+        return Outcome(self.name, self.target, "error", code, why, 0.0)
+
+    def _skipped(self) -> Outcome:
+        return Outcome(self.name, self.target, "skipped", 0, self.quarantined, 0.0)
+
+
 def run_case(case: str, target: str, act: Callable[[], Evidence]) -> Outcome:
     """Run one case; whatever goes wrong is its outcome, and the suite goes on."""
     started = time.monotonic()
@@ -76,6 +104,12 @@ def run_case(case: str, target: str, act: Callable[[], Evidence]) -> Outcome:
         return ended("skipped", error.exit_code, f"not supported: {error}")
     except NmtoolError as error:
         return ended("error", error.exit_code, str(error), Evidence(provenance=_facts(error)))
+    except OSError as error:
+        text = f"{error.filename or case}: {error.strerror or error}"
+        return ended("error", WriteError.exit_code, text)
+    except Exception as error:
+        text = f"a bug in nmtool: {type(error).__name__}: {error}; report it with these lines"
+        return ended("error", NmtoolError.exit_code, f"{text}\n{traceback.format_exc()}")
     failed = [verdict for verdict in evidence.verdicts if not verdict.passed]
     if failed:
         lines = (f"{v.policy}: found {v.found}, allowed {v.allowed}" for v in failed)

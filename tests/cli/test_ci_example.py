@@ -84,6 +84,22 @@ def test_a_boards_trouble_is_tried_again_and_keeps_its_code(checkout, hardware):
     assert done.returncode == 8
     assert len(list(checkout.glob("board-*.xml"))) == 3
     assert "attempt 3 of 3" in done.stdout
+    summaries = [path.read_text() for path in sorted(checkout.glob("board-*.md"))]
+    assert ["1 error" in text for text in summaries] == [True] * 3
+
+
+def test_a_run_out_of_time_has_a_summary(checkout):
+    """The step that shows the summary needs no guard."""
+    check, summary = (
+        next(step["run"] for step in steps("simulators") if step["name"] == name)
+        for name in ("golden runs on the simulators", "summary")
+    )
+    done = run_step(checkout, check.replace("15m", "1ms"))
+    assert done.returncode == 124, done.stderr
+    assert run_step(checkout, summary).returncode == 0
+    text = (checkout / "step-summary.md").read_text()
+    assert "2 error" in text
+    assert "not run: --timeout passed" in text
 
 
 def test_a_pass_on_a_later_attempt_is_said(checkout):

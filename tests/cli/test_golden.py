@@ -1,10 +1,14 @@
 """golden record, check and accept, bisect: what a pipeline sees of them."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from junitparser import JUnitXml
+
+from nmtool import save
+from nmtool.regression.golden import load_golden, save_golden
 
 BROKEN = "faults: {seed: 1, stuck_neurons: 0.1}"
 
@@ -144,6 +148,74 @@ def test_verify_quarantine_tells_what_has_healed(nmtool, golden, hardware, folde
     assert (healed.code, healed.json["healed"]) == (0, [str(golden)])
 
 
+def test_verify_quarantine_runs_those_too_whose_last_day_is_over(nmtool, golden, hardware, folder):
+    (folder / "q.yaml").write_text(QUARANTINE.format(expires="2020-01-01"))
+    check = ("golden", "check", golden, "--quarantine", "q.yaml", "--verify-quarantine")
+    for faults, healed, word in (
+        ((BROKEN,), [], "still failing"),
+        ((), [str(golden)], "healed"),
+    ):
+        target = hardware(*faults)
+        done = nmtool(*check, "--hw", target, "--json")
+        assert (done.code, done.json["healed"]) == (0, healed)
+        (warning,) = done.json["warnings"]
+        assert "its quarantine ended on 2020-01-01" in warning
+        assert warning in done.err
+        assert f"on mine: {word}" in nmtool(*check, "--hw", target).out
+    nothing = nmtool(*check, "--hw", "emulator")
+    assert "nothing is in quarantine here" in nothing.out
+    assert "entry 1 (golden: small*.h5, target: mine): its target is none of emu" in nothing.err
+
+
+def test_a_quarantine_entry_that_matches_nothing_is_said_everywhere(nmtool, golden, folder):
+    (folder / "q.yaml").write_text(
+        "schema: nmtool.quarantine/v1\nentries:\n"
+        "  - {golden: small.h5, reason: known, expires: 2999-01-01}\n"
+        "  - {golden: smal.h5, reason: known, expires: 2999-01-01}\n"
+    )
+    done = nmtool(
+        *("golden", "check", golden, "--quarantine", "q.yaml", "-q", "--json"),
+        *("--junit", "j.xml", "--markdown", "s.md"),
+    )
+    assert done.json["cases"][0]["status"] == "skipped"
+    (warning,) = done.json["warnings"]
+    assert "entry 2 (golden: smal.h5): it matches no golden run here" in warning
+    (suite,) = JUnitXml.fromfile(folder / "j.xml")
+    assert [(p.name, p.value) for p in suite.properties()] == [("warning", warning)]
+    for report in (done.err, (folder / "s.md").read_text()):
+        assert f"warning: {warning}" in report
+
+
+def test_of_several_quarantine_entries_the_last_to_end_counts(nmtool, golden, folder):
+    (folder / "q.yaml").write_text(
+        "schema: nmtool.quarantine/v1\nentries:\n"
+        "  - {golden: small.h5, reason: once, expires: 2020-01-01}\n"
+        "  - {golden: small.h5, reason: again, expires: 2999-01-01}\n"
+    )
+    done = nmtool("golden", "check", golden, "--quarantine", "q.yaml", "--json")
+    assert done.json["cases"][0]["message"] == "in quarantine until 2999-01-01: again"
+    assert done.json["warnings"] == []
+
+
+def test_a_saved_run_is_in_the_quarantine_of_its_own_target(nmtool, golden, hardware, folder):
+    nmtool("golden", "check", golden, "--hw", hardware(BROKEN), "--runs", "runs")
+    (folder / "q.yaml").write_text(QUARANTINE.format(expires="2999-01-01"))
+    saved = ("--run", "runs/small-mine.h5", "--quarantine", "q.yaml", "--json")
+    done = nmtool("golden", "check", golden, *saved)
+    assert [(c["target"], c["status"]) for c in done.json["cases"]] == [("mine", "skipped")]
+
+
+def test_config_check_and_schema_know_quarantine_files(nmtool, folder):
+    (folder / "q.yaml").write_text(QUARANTINE.format(expires="2999-01-01"))
+    assert "q.yaml: ok (nmtool.quarantine/v1)" in nmtool("config", "check", "q.yaml").out
+    (folder / "q.yaml").write_text(QUARANTINE.format(expires="someday"))
+    done = nmtool("config", "check", "q.yaml")
+    assert (done.code, "q.yaml:3:" in done.err) == (3, True)
+    assert "a date such as" in done.err
+    schema = nmtool("config", "schema", "quarantine").json
+    assert {"golden", "reason", "expires"} <= set(schema["$defs"]["Entry"]["properties"])
+
+
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
@@ -189,6 +261,87 @@ def test_a_saved_run_is_judged_as_its_own_targets(nmtool, golden, hardware, fold
     nmtool("golden", "check", golden, "--hw", hardware(BROKEN), "--runs", "runs")
     done = nmtool("golden", "check", golden, "--run", "runs/small-mine.h5", "--json")
     assert [case["target"] for case in done.json["cases"]] == ["mine"]
+
+
+def test_a_golden_run_of_a_faulty_target_is_warned_of_from_then_on(
+    nmtool, golden, hardware, folder
+):
+    sick = hardware(BROKEN)
+    done = nmtool("golden", "record", "run/program.h5", "--hw", sick, "-o", "g.h5", "--json", "-q")
+    assert done.code == 0
+    (warning,) = done.json["warnings"]
+    assert "recorded on mine, which has injected faults" in warning
+    assert f"warning: g.h5: {warning}" in done.err
+    options = ("--junit", "j.xml", "--markdown", "s.md", "--json")
+    done = nmtool("golden", "check", "g.h5", golden, "--hw", sick, *options)
+    assert done.json["warnings"] == [f"g.h5: {warning}"]
+    for report in (done.err, (folder / "s.md").read_text(), (folder / "j.xml").read_text()):
+        assert warning in report
+    done = nmtool("golden", "accept", "g.h5", "--reason", "healthy again", "--force", "--json")
+    assert (done.code, done.json["warnings"]) == (0, [])
+    assert nmtool("golden", "check", "g.h5", "--json").json["warnings"] == []
+    done = nmtool(
+        *("golden", "accept", "g.h5", "--hw", sick, "--reason", "sick", "--force", "--json")
+    )
+    assert done.json["warnings"] == [warning]
+    assert warning in done.err
+
+
+def test_a_target_whose_faults_are_all_zero_is_healthy(nmtool, folder, hardware):
+    target = hardware("faults: {seed: 7, dead_neurons: 0.0}")
+    done = nmtool(
+        *("golden", "record", "run/program.h5", "--hw", target, "--samples", 5),
+        *("-o", "g.h5", "--json"),
+    )
+    assert done.json["warnings"] == []
+
+
+def test_a_golden_run_that_guards_nothing_is_warned_of(nmtool, folder):
+    np.save(folder / "silent.npy", np.zeros((2, 64, 12), dtype=np.bool_))
+    record = ("golden", "record", "run/program.h5", "--input", "silent.npy", "--json")
+    done = nmtool(*record, "-o", "g.h5")
+    assert done.code == 0
+    assert [text.partition(":")[0] for text in done.json["warnings"]] == [
+        "no spike of the output output",
+        "its input exercises 0 % of the neurons",
+        "its input exercises 0 % of the weights",
+    ]
+    assert done.err.count("warning: g.h5: ") == 3
+
+
+def test_accept_refuses_what_breaks_the_golden_runs_own_policies(nmtool, golden, hardware):
+    before = golden.read_bytes()
+    silent = hardware("faults: {dead_neurons: 1.0}")
+    accept = ("golden", "accept", golden, "--hw", silent, "--policy", "latency", "--force")
+    done = nmtool(*accept, "--reason", "all dead")
+    assert (done.code, "policy latency: found no output spike" in done.err) == (3, True)
+    assert golden.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "provenance", [{"warnings": 3, "target": "mine", "history": 5}, {"target": {"name": [1]}}]
+)
+def test_an_odd_provenance_is_no_bug(nmtool, golden, provenance):
+    kept = load_golden(golden)
+    save_golden(golden, replace(kept, provenance=provenance))
+    saved = replace(kept.expected, provenance={**provenance, "attempts": 5, "faults": "many"})
+    save("odd.h5", saved)
+    for more in ((), ("--run", "odd.h5")):
+        assert nmtool("golden", "check", golden, *more).code == 0
+        assert nmtool("golden", "check", golden, *more, "--json").json["warnings"] == []
+    assert nmtool("golden", "accept", golden, "--reason", "odd", "--force").code == 0
+
+
+def test_record_replaces_nothing_in_ci(nmtool, golden, unchanged, monkeypatch):
+    record = ("golden", "record", "run/program.h5", "--samples", 5, "--force")
+    monkeypatch.setenv("CI", "true")
+    with unchanged(golden.parent):
+        done = nmtool(*record, "-o", golden)
+    assert done.code == 2
+    assert f'nmtool golden accept {golden} --reason "..." --force' in done.err
+    assert nmtool(*record, "-o", "new.h5").code == 0
+    monkeypatch.setenv("CI", "false")
+    assert nmtool(*record, "-o", golden).code == 0
 
 
 def test_accept_needs_a_reason_and_refuses_in_ci(nmtool, golden, hardware, monkeypatch, unchanged):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,15 @@ def test_the_junit_file_says_where_a_verdict_is_from(project):
         assert f'name="nmtool_{name}" value="{value}"' in text
 
 
+def test_the_junit_file_says_what_was_said_of_a_golden_run_when_it_was_recorded(project):
+    golden = nets.make_golden(nets.make_program("dense"))
+    facts = {"warnings": ["recorded in a hurry"]}
+    save_golden(project / "golden/dense.h5", replace(golden, provenance=facts))
+    run(project, CHECK, "--nmtool-hw", "emulator", "-k", "dense")
+    text = (project / "j.xml").read_text()
+    assert 'name="nmtool_golden_warnings" value="recorded in a hurry"' in text
+
+
 def test_without_options_tests_run_on_the_emulator(project):
     done, cases = run(project, CHECK)
     assert done.returncode == 0, done.stdout
@@ -124,6 +134,22 @@ def test_a_feature_that_is_none_is_a_mistake_not_a_skip(project):
     done, _ = run(project, test)
     assert done.returncode != 0
     assert "found 'warp drive'" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2")])
+def test_a_misspelt_feature_is_one_error_however_many_tests_ask_for_it(project, options):
+    test = (
+        "import pytest\n"
+        "pytestmark = pytest.mark.nmtool_requires('axonal dely', 'chp')\n"
+        "@pytest.mark.parametrize('n', range(5))\n"
+        "def test_a(board, n): pass\n"
+        "def test_b(board): pass\n"
+    )
+    done, cases = run(project, test, "--nmtool-hw", "emulator", "--nmtool-hw=reference", *options)
+    assert done.returncode != 0
+    assert "found 'axonal dely', 'chp', allowed chip, " in done.stdout
+    assert "did you mean 'axonal delay'?" in done.stdout
+    assert [case.is_error for case in cases] == [True]
 
 
 def test_the_program_and_the_board_can_be_used_freely(project):

@@ -99,6 +99,58 @@ def test_latency_grows_with_the_first_output_spikes():
     assert not verdict(with_output(np.zeros_like(raster)), "latency=100").passed
 
 
+def answering(*steps):
+    """A golden run of one input spike at step 5, and the output's first spike at each step."""
+    entering = np.zeros((len(steps), 20, nets.STEPS), dtype=bool)
+    entering[:, 0, 5] = True
+    leaving = np.zeros((len(steps), 10, nets.STEPS), dtype=bool)
+    for sample, step in enumerate(steps):
+        if step is not None:
+            leaving[sample, 0, step] = True
+    spikes = {"o": SpikeTrain.from_raster(leaving)}
+    inputs = {"i": SpikeTrain.from_raster(entering)}
+    return replace(
+        GOLDEN, inputs=inputs, labels=None, expected=replace(GOLDEN.expected, spikes=spikes)
+    )
+
+
+def test_a_golden_run_that_spikes_before_its_input_has_no_latency():
+    golden = answering(9, 3)
+    assert "latency" not in golden.metrics
+    with pytest.raises(ConfigError, match=r"2 steps before the first input spike in sample 1 of"):
+        judge(golden, golden.expected, ["latency=100"])
+
+
+def test_an_output_spike_before_the_input_is_a_regression_of_latency():
+    (found,) = judge(answering(9, 9), answering(9, 1).expected, ["latency=100"])
+    assert not found.passed
+    assert "4 steps before the first input spike in sample 1" in found.found
+
+
+def test_a_sample_that_falls_silent_is_a_regression_of_latency_though_the_mean_shrinks():
+    (found,) = judge(answering(7, 30), answering(7, None).expected, ["latency=5"])
+    assert not found.passed
+    assert found.found == "no output spike in 1 samples, first 1"
+    assert judge(answering(7, None), answering(8, 20).expected, ["latency=1"])[0].passed
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        *(("jitter=2e9", "0 to 1e9"), ("rate=2e9", "0 to 1e9"), ("latency=2e9", "0 to 1e9")),
+        *(("van_rossum=2e9:1", "1e-9 to 1e9 steps"), ("accuracy=0.9999999", "0 to 0.999999")),
+    ],
+)
+def test_a_number_past_its_upper_limit_is_refused_with_the_limit(text, limits):
+    with pytest.raises(ConfigError, match=limits):
+        parse_policy(text)
+
+
+@pytest.mark.parametrize("text", ["jitter=1234567", "van_rossum=2.5:0.12345678", "rate=1e-7"])
+def test_no_digit_of_a_policy_is_lost(text):
+    assert parse_policy(str(parse_policy(text))) == parse_policy(text)
+
+
 def with_answers(golden, classes):
     """The golden's run with one output spike for each sample, of the given class."""
     raster = np.zeros((len(classes), 10, nets.STEPS), dtype=bool)
