@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,10 @@ def command(
 ) -> None:
     """Find where B first departs from A, and why; exit 1 where they differ, 0 where not.
 
-    A and B are each a recording or golden run (FILE.h5), a target (name or FILE.yaml), or the
-    trainer's forward pass (trainer:RUN). Program and input come from --program and --data or
-    --input, or from a golden run.
+    A and B are each a recording or golden run (FILE.h5), a target (name or FILE.yaml), the
+    trainer's forward pass (trainer:RUN), or a netx file that netx's own loader runs in Lava
+    (netx:FILE.net, with a program of the same layers). Program and input come from --program and
+    --data or --input, or from a golden run.
     """
     loaded: Program | None = formats.load_as(program, Program) if program else None
     earlier: Program | None = formats.load_as(before, Program) if before else None
@@ -148,11 +150,15 @@ def _replay(
     with progress(options, "look for the smallest input"):
         smallest, tried = smallest_input(inputs, found, shows)
     if shows is None:
-        note(options, "the input was cut, not made smaller: that needs a target as B")
+        note(options, "the input was cut, not made smaller: that needs a target or netx file as B")
     elif not tried:
         warn("the difference does not show again on the cut input; the replay file may not show it")
     expected = run_a(smallest) if run_a else cut_recording(left, found)
-    facts = provenance(bisect={"population": found.population, "step": found.step})
+    # The trainer and netx run no program; the golden run holds the program to what they give.
+    expected = replace(expected, fingerprint=program.fingerprint)
+    facts = provenance(
+        bisect={"population": found.population, "step": found.step, "expected": expected.backend}
+    )
     return Golden(program, smallest, expected, None, ("exact",), _headline(found), facts)
 
 
@@ -163,7 +169,9 @@ def _emulated(program: Program) -> Runner:
 
 def _headline(found: Bisection) -> str:
     place = f"{found.population}, sample {found.sample}, step {found.step}, neuron {found.neuron}"
-    return f"{place}: {found.causes[0].kind}" if found.causes else place
+    own = [d.causes[0] for d in found.neurons if d.neuron == found.neuron and d.causes]
+    causes = [*own, *found.causes]
+    return f"{place}: {causes[0].kind}" if causes else place
 
 
 def _text(a: str, b: str, found: Bisection) -> str:
@@ -186,13 +194,29 @@ def _text(a: str, b: str, found: Bisection) -> str:
         header = ("projection", "source", "neuron", "sent at step", "mantissa", "weight")
         lines += ["", "what reached it in that step:", table(header, rows)]
     lines.append("")
+    listed = {d.neuron for d in found.neurons} if len(found.neurons) > 1 else set()
     for cause in found.causes:
-        lines.append(f"likely cause: {cause.kind}: {cause.words}")
+        if not cause.neurons or not listed.issuperset(cause.neurons):
+            lines.append(f"likely cause: {cause.kind}: {cause.words}")
+    if listed:
+        lines += _neurons(found)
     lines += [f"note: {text}" for text in found.notes]
     if found.departing:
         counts = ", ".join(f"{count} of {name}" for name, count in found.departing.items())
         lines.append(f"neurons that depart in all: {counts}")
     return "\n".join(lines)
+
+
+def _neurons(found: Bisection) -> list[str]:
+    """The neurons that depart of themselves, one by one."""
+    rows = [
+        (d.neuron, d.step, d.causes[0].kind if d.causes else "unknown", d.sure)
+        for d in found.neurons
+    ]
+    words = [cause.words for d in found.neurons for cause in d.causes[:1]]
+    header = ("neuron", "from step", "likely cause", "how sure")
+    place = f"the first neurons of {found.population} that depart, one by one:"
+    return ["", place, table(header, rows), *(f"  {text}" for text in words), ""]
 
 
 def _shown(value: int | None) -> str:

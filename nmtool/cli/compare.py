@@ -33,7 +33,8 @@ def command(
     """Compare A with B: spikes or messages, currents, voltages; exit 1 where they differ.
 
     A and B are each a recording or golden run (FILE.h5), a target (name or FILE.yaml, with
-    --program), or the trainer's integer forward pass (trainer:RUN).
+    --program), the trainer's integer forward pass (trainer:RUN), or a netx file run by netx's own
+    loader (netx:FILE.net, with --program).
     """
     loaded: Program | None = formats.load_as(program, Program) if program else None
     source = Operands(loaded, data, input_files, encode, options)

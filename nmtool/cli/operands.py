@@ -1,4 +1,4 @@
-"""The sides of a comparison: recordings, golden runs, targets, and the trainer's forward pass."""
+"""The sides of a comparison: recordings, golden runs, targets, the trainer, and netx files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from nmtool.backends import Recording, check_runnable, resolve_probe
 from nmtool.chip import HardwareConfig, load_hardware
 from nmtool.cli.common import Options, progress, warn
 from nmtool.cli.deploy import run
+from nmtool.cli.netx_operand import NetxRunner
 from nmtool.cli.runs import Given, Run, gather_input
 from nmtool.compiler import Program
 from nmtool.errors import ArtifactError, UnsupportedError, UsageError
@@ -20,6 +21,7 @@ from nmtool.spikes import SpikeTrain
 
 PROBE = "spikes,current,voltage"
 TRAINER = "trainer:"
+NETX = "netx:"
 
 
 class Operands:
@@ -37,6 +39,7 @@ class Operands:
         self._input = (data, input_files, None, encode)
         self._options = options
         self._golden: Golden | None = None
+        self._netx: dict[str, NetxRunner] = {}
 
     def adopt(self, operands: tuple[str, ...]) -> None:
         """Take the program and the input from a golden run among the operands, if not given."""
@@ -70,7 +73,9 @@ class Operands:
         return self._given(program).spikes
 
     def runner(self, operand: str) -> Callable[[Mapping[str, SpikeTrain]], Recording] | None:
-        """What runs a target on other inputs; None for operands that nothing can be run on."""
+        """What runs an operand on other inputs; None for those that nothing can be run on."""
+        if operand.startswith(NETX):
+            return self._netx_runner(operand).run
         if operand.startswith(TRAINER) or is_file(operand):
             return None
         program, hardware = self._target(operand)
@@ -81,7 +86,7 @@ class Operands:
 
         Probes take resources of a chip and can change where a network is placed on it.
         """
-        if operand.startswith(TRAINER) or is_file(operand):
+        if operand.startswith((TRAINER, NETX)) or is_file(operand):
             return None
         program, hardware = self._target(operand)
         if hardware.backend != "lava-loihi":
@@ -92,6 +97,8 @@ class Operands:
         """What an operand gave or gives."""
         if operand.startswith(TRAINER):
             return self._trainer(self._network(operand))
+        if operand.startswith(NETX):
+            return self._netx_recording(operand)
         if is_file(operand):
             return _recorded(operand)
         program, hardware = self._target(operand)
@@ -101,6 +108,8 @@ class Operands:
         """Everything about an operand that can be checked without running it."""
         if operand.startswith(TRAINER):
             self._only(self._network(operand))
+        elif operand.startswith(NETX):
+            self._given(self._netx_runner(operand).program)
         elif is_file(operand):
             _recorded(operand)
         else:
@@ -113,6 +122,28 @@ class Operands:
         if self._program is None:
             raise UsageError(f"{operand}: a target needs --program, which it runs")
         return self._program, hardware
+
+    def _netx_runner(self, operand: str) -> NetxRunner:
+        """The one child process in which a netx file is run."""
+        if self._program is None:
+            raise UsageError(
+                f"{operand}: needs --program, a program of the same layers (nmtool compile "
+                "FILE.net)"
+            )
+        if operand not in self._netx:
+            made = NetxRunner(
+                operand.removeprefix(NETX), self._program, self._options.hardware_overrides()
+            )
+            self._netx[operand] = made
+            for line in made.notes:
+                warn(f"{operand}: {line}")
+        return self._netx[operand]
+
+    def _netx_recording(self, operand: str) -> Recording:
+        runner = self._netx_runner(operand)
+        given = self._given(runner.program)
+        with progress(self._options, f"run {operand} in Lava") as update:
+            return runner.run(given.spikes, update)
 
     def _network(self, operand: str) -> Network:
         path = Path(operand.removeprefix(TRAINER))
@@ -164,7 +195,7 @@ def _recorded(path: str) -> Recording:
 
 def is_file(operand: str) -> bool:
     """Whether an operand is a file of nmtool's."""
-    return operand.endswith((".h5", ".hdf5")) and not operand.startswith(TRAINER)
+    return operand.endswith((".h5", ".hdf5")) and not operand.startswith((TRAINER, NETX))
 
 
 def check_same_program(

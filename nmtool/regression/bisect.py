@@ -14,7 +14,7 @@ from nmtool.compiler import Program
 from nmtool.errors import BoardError
 from nmtool.fixedpoint import IntArray
 from nmtool.measure import Agreement, Difference, compare
-from nmtool.regression.causes import find_causes
+from nmtool.regression.causes import Diagnosis, explain
 from nmtool.regression.equations import Messages, Trace, measured, messages
 from nmtool.regression.suspect import Cause, Suspect
 from nmtool.spikes import SpikeTrain
@@ -64,7 +64,8 @@ class Bisection:
     """The first difference of two runs: where it is, what it looks like, and what explains it.
 
     ``side`` departs from the program's equations (None: not known, for something that leads there
-    was not measured). ``departing`` counts the neurons of the population that depart, by name.
+    was not measured). ``departing`` counts the neurons that depart, by population; ``neurons`` are
+    the first of them one by one, where they share no cause.
     """
 
     agreement: Agreement
@@ -79,12 +80,15 @@ class Bisection:
     arrivals: tuple[Arrival, ...]
     departing: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    neurons: tuple[Diagnosis, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         own = {k: v for k, v in vars(self).items() if k != "agreement"}
-        for key in ("causes", "moments", "arrivals"):
+        for key in ("causes", "moments", "arrivals", "neurons"):
             own[key] = [asdict(item) for item in own[key]]
+        for diagnosis, row in zip(self.neurons, own["neurons"], strict=True):
+            row["sure"] = diagnosis.sure
         return {"equal": False, **own, "agreement": self.agreement.as_json()}
 
 
@@ -175,15 +179,19 @@ def _found(
     suspect: Suspect,
 ) -> Bisection:
     sample, step, neuron = suspect.first
-    causes = tuple(find_causes(suspect))
+    why = explain(suspect)
     departing = {
         name: int(other.neurons.size)
         for name, other in sides[side].suspects.items()
         if other.neurons.size
     }
     notes = []
-    if not causes:
+    if not why.causes:
         notes.append("no single change of the population explains what was measured")
+    elif unknown := [d.neuron for d in why.neurons if not d.causes]:
+        notes.append(
+            f"nothing that was tried explains {', '.join(f'neuron {n}' for n in unknown)} exactly"
+        )
     if suspect.found.u is None or suspect.found.v is None:
         notes.append("u or v was not measured: causes are those that explain the spikes alone")
     return Bisection(
@@ -193,7 +201,7 @@ def _found(
         step,
         neuron,
         side,
-        causes,
+        why.causes,
         suspect.population.effective_threshold,
         (
             *_moments(sides, suspect.name, sample, step, neuron),
@@ -202,6 +210,7 @@ def _found(
         tuple(_arrivals(suspect, sample, step, neuron)),
         departing,
         tuple(notes),
+        why.neurons,
     )
 
 
@@ -258,7 +267,7 @@ def _steps(side: Row, trace: Trace, step: int, neuron: int) -> list[Moment]:
 
 
 def _arrivals(suspect: Suspect, sample: int, step: int, neuron: int) -> list[Arrival]:
-    """The spikes that reached the neuron at a step."""
+    """The spikes that reached the neuron at a step, through weights other than 0."""
     found = []
     for key, p in suspect.projections.items():
         synapses = suspect.synapses(key, neuron)
@@ -266,8 +275,8 @@ def _arrivals(suspect: Suspect, sample: int, step: int, neuron: int) -> list[Arr
         when = step - synapses.steps
         for i in np.flatnonzero(when >= 0):
             source, at = int(synapses.source[i]), int(when[i])
-            if suspect.sent[p.source][sample, at, source]:
-                index = synapses.index[i]
+            index = synapses.index[i]
+            if weight[index] and suspect.sent[p.source][sample, at, source]:
                 stored, value = int(p.weight_mantissa.flat[index]), int(weight[index])
                 found.append(Arrival(key, p.source, source, at, stored, value))
     return found
@@ -279,16 +288,25 @@ def smallest_input(
     """The smallest input that still shows a difference, and whether that was tried.
 
     The sample of the difference, cut after its step, with as many spikes left out as ``budget``
-    trials find (halving the pieces that are left out, as delta debugging does). ``shows`` runs both
-    sides; without it nothing can be tried, and the sample is only cut.
+    trials find (halving the pieces that are left out, as delta debugging does). Where it shows only
+    behind the samples before, these are kept, without their spikes if it shows all the same.
+    ``shows`` runs both sides; without it nothing can be tried, and the sample is only cut.
     """
     cut = {name: _cut(train, [found.sample], found.step + 1) for name, train in inputs.items()}
     if shows is None:
         return cut, False
     if not shows(cut):
-        whole = range(found.sample + 1)
-        cut = {name: _cut(train, list(whole), train.n_steps) for name, train in inputs.items()}
-        return cut, shows(cut)
+        whole = list(range(found.sample + 1))
+        cut = {name: _cut(train, whole, train.n_steps) for name, train in inputs.items()}
+        if not shows(cut):
+            return cut, False
+        shorter = {name: _cut(train, whole, found.step + 1) for name, train in cut.items()}
+        cut = shorter if shows(shorter) else cut
+        emptied = {
+            name: _without(train, np.flatnonzero(train.sample < found.sample))
+            for name, train in cut.items()
+        }
+        cut = emptied if shows(emptied) else cut
     for name in cut:
         budget = _thin_out(cut, name, shows, budget)
     return cut, True

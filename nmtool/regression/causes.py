@@ -8,7 +8,7 @@ value is no cause.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,63 +18,150 @@ from nmtool.regression.equations import (
     Registers,
     Trace,
     all_arriving,
+    always,
     arriving,
     joined,
     replay,
 )
-from nmtool.regression.suspect import Cause, Suspect, screening
+from nmtool.regression.losses import lost_arrivals
+from nmtool.regression.suspect import Cause, Suspect, screening, shortened
 from nmtool.regression.weights import several_weights, shared_weight, single_weight, stale
+
+NEARLY = 0.9
+"""The share of steps at which a neuron spikes that is called nearly stuck."""
+
+FEW = 4
+"""Samples on which causes of a whole population are tried before all others."""
 
 MOST_NEURONS = 8
 """Departing neurons of a population that are explained one by one."""
 
 
-def find_causes(suspect: Suspect) -> list[Cause]:
+@dataclass(frozen=True)
+class Diagnosis:
+    """A neuron that departs, from which step on, and the causes that reproduce all of it.
+
+    Where none does, ``exact`` is false and a cause is what comes near.
+    """
+
+    neuron: int
+    step: int
+    causes: tuple[Cause, ...]
+    exact: bool = True
+
+    @property
+    def sure(self) -> str:
+        """How sure the first cause is, in words."""
+        if not self.causes:
+            return "nothing that was tried explains it exactly"
+        if not self.exact:
+            return "likely, but not exact"
+        count = max(len(self.causes), len(self.causes[0].alternatives))
+        return "exact, the only one found" if count == 1 else f"exact, one of {count} that are"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Causes of a population's departure, and its neurons one by one where they share none."""
+
+    causes: tuple[Cause, ...] = ()
+    neurons: tuple[Diagnosis, ...] = ()
+
+
+def explain(suspect: Suspect) -> Explanation:
     """The causes that reproduce everything that was measured of a population.
 
-    Neurons that share no cause are explained one by one; those beyond 8, and those that nothing
-    explains, are left out. Populations of other models than CUBA are not explained.
+    Neurons that share no cause are explained one by one, up to 8 of them, once the spikes that were
+    lost on their way into the population and out of it are accounted for. Populations of other
+    models than CUBA are not explained.
     """
     if suspect.population.graded or not suspect.neurons.size:
-        return []
+        return Explanation()
     alone = suspect.neurons.size == 1
     whole = list(_of_population(suspect))
-    single = [] if whole and not alone else list(_of_neurons(suspect))
-    return list({c.words: c for c in (single + whole if alone else whole + single)}.values())
+    if whole and not alone:
+        return Explanation(_distinct(whole))
+    lost, rest = ([], suspect) if alone else _without_losses(suspect)
+    found = tuple(_diagnosis(rest, int(neuron)) for neuron in rest.neurons[:MOST_NEURONS])
+    return Explanation(_distinct([*lost, *_by_kind(found), *whole]), found)
+
+
+def _distinct(causes: list[Cause]) -> tuple[Cause, ...]:
+    return tuple({cause.words: cause for cause in causes}.values())
+
+
+def _without_losses(suspect: Suspect) -> tuple[list[Cause], Suspect]:
+    """What lost spikes explain, and the population without them; where u and v tell."""
+    if suspect.found.u is None or suspect.found.v is None:
+        return [], suspect
+    cause, sent = lost_arrivals(suspect)
+    causes = [cause] if cause else []
+    rest = replace(suspect, sent=sent, lossy=True)
+    apart = rest.expected.spikes & ~rest.found.spikes
+    only = np.setdiff1d(np.flatnonzero(apart.any(axis=(0, 1))), rest.neurons)
+    if only.size:
+        missing, due = (int(s[..., only].sum()) for s in (apart, rest.expected.spikes))
+        words = (
+            f"{missing} of {due} spikes of {only.size} neurons were sent and did not arrive, their "
+            "states are right"
+        )
+        causes.append(Cause("lost spike", words, tuple(map(int, only))))
+    return causes, rest
 
 
 def _of_population(suspect: Suspect) -> Iterator[Cause]:
-    for rule in (
-        _swapped,
-        _lost_one,
-        _threshold_of_all,
-        _decay_of_all,
-        _reset,
-        _sample_reset,
-        _delay,
-        shared_weight,
-        stale,
-        _entering,
-        _lost,
+    """Causes of the whole population; what fails in the first samples is not tried on the rest."""
+    few = suspect.begun(FEW)
+    for rule, quick in (
+        (_swapped, True),
+        (_lost_one, True),
+        (_threshold_of_all, False),
+        (_decay_of_all, False),
+        (_reset, False),
+        (_sample_reset, False),
+        (_delay, False),
+        (shared_weight, False),
+        (stale, False),
+        (_entering, False),
+        (_lost, True),
     ):
-        yield from rule(suspect)
+        if quick or few is suspect or any(True for _ in rule(few)):
+            yield from rule(suspect)
 
 
-def _of_neurons(suspect: Suspect) -> Iterator[Cause]:
+def _diagnosis(suspect: Suspect, neuron: int) -> Diagnosis:
+    """What explains one neuron."""
+    causes = tuple(_of_neuron(suspect, neuron))
+    step = int(np.argwhere(suspect.wrong[..., neuron].any(axis=0))[0, 0])
+    return Diagnosis(neuron, step, causes or tuple(_near(suspect, neuron)), bool(causes))
+
+
+def _near(suspect: Suspect, neuron: int) -> Iterator[Cause]:
+    """What comes near, where nothing explains a neuron exactly: it spikes nearly always."""
+    found, due = suspect.found.spikes[..., neuron], suspect.expected.spikes[..., neuron]
+    if found.mean() > NEARLY > due.mean():
+        words = f"neuron {neuron} spikes at {found.mean():.0%} of the steps, {due.mean():.0%} due"
+        yield Cause("stuck neuron", words, (neuron,))
+
+
+def _by_kind(found: tuple[Diagnosis, ...]) -> Iterator[Cause]:
     """Causes of single neurons, those of one kind together."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    for neuron in map(int, suspect.neurons[:MOST_NEURONS]):
-        for kind, words in _of_neuron(suspect, neuron):
-            found.setdefault(kind, []).append((neuron, words))
-    for kind, entries in found.items():
-        neurons = tuple(sorted({neuron for neuron, _ in entries}))
-        yield Cause(kind, "; ".join(words for _, words in entries), neurons)
+    kinds: dict[str, list[Cause]] = {}
+    for diagnosis in found:
+        if not diagnosis.exact:
+            continue
+        for cause in diagnosis.causes:
+            kinds.setdefault(cause.kind, []).append(cause)
+    for kind, causes in kinds.items():
+        neurons = tuple(sorted({n for cause in causes for n in cause.neurons}))
+        alternatives = tuple(words for cause in causes for words in cause.alternatives)
+        yield Cause(kind, shortened([c.words for c in causes], "; "), neurons, alternatives)
 
 
-NeuronRule = Callable[[Suspect, int], Iterator[tuple[str, str]]]
+NeuronRule = Callable[[Suspect, int], Iterator[Cause]]
 
 
-def _of_neuron(suspect: Suspect, neuron: int) -> Iterator[tuple[str, str]]:
+def _of_neuron(suspect: Suspect, neuron: int) -> Iterator[Cause]:
     rules: tuple[NeuronRule, ...] = (
         _stuck,
         _dead,
@@ -90,13 +177,22 @@ def _of_neuron(suspect: Suspect, neuron: int) -> Iterator[tuple[str, str]]:
             return
 
 
-def _stuck(suspect: Suspect, neuron: int) -> Iterator[tuple[str, str]]:
-    found = suspect.found.spikes[..., neuron]
-    if found.all() and not suspect.expected.spikes[..., neuron].all():
-        yield "stuck neuron", f"neuron {neuron} spikes at every step"
+def _stuck(suspect: Suspect, neuron: int) -> Iterator[Cause]:
+    found, due = suspect.found.spikes[..., neuron], suspect.expected.spikes[..., neuron]
+    place = slice(neuron, neuron + 1)
+    whole = bool(found.all()) and not due.all()
+    if whole or (
+        suspect.lossy
+        and found.mean() > 0.5
+        and suspect.explains(always(suspect.expected.select(place)), place)
+    ):
+        words = f"neuron {neuron} spikes at every step"
+        if not whole:
+            words += f", but for {int((~found).sum())} that were lost on their way out"
+        yield Cause("stuck neuron", words, (neuron,))
 
 
-def _dead(suspect: Suspect, neuron: int) -> Iterator[tuple[str, str]]:
+def _dead(suspect: Suspect, neuron: int) -> Iterator[Cause]:
     if suspect.found.spikes[..., neuron].any():
         return
     place = slice(neuron, neuron + 1)
@@ -105,7 +201,8 @@ def _dead(suspect: Suspect, neuron: int) -> Iterator[tuple[str, str]]:
     )
     if suspect.explains(silent, place):
         missed = int(suspect.expected.spikes[..., neuron].sum())
-        yield "dead neuron", f"neuron {neuron} never spikes, {missed} spikes were due"
+        words = f"neuron {neuron} never spikes, {missed} spikes were due"
+        yield Cause("dead neuron", words, (neuron,))
 
 
 def _offsets(value: int, top: int) -> list[int]:
@@ -115,32 +212,39 @@ def _offsets(value: int, top: int) -> list[int]:
     return [k for k in dict.fromkeys([*near, *sorted(flipped, key=abs)]) if 0 <= value + k <= top]
 
 
-def _threshold(suspect: Suspect, neuron: int) -> Iterator[tuple[str, str]]:
+def _threshold(suspect: Suspect, neuron: int) -> Iterator[Cause]:
     own = suspect.population.threshold
     offsets = np.array(_offsets(own, (1 << 17) - 1))
     if fit := _fitting(suspect, neuron, offsets, "threshold", own):
-        yield "threshold offset", _offset_words(f"the threshold of neuron {neuron}", own, fit)
+        yield _offset("threshold offset", f"the threshold of neuron {neuron}", own, fit, (neuron,))
 
 
-def _decay(suspect: Suspect, neuron: int) -> Iterator[tuple[str, str]]:
+def _decay(suspect: Suspect, neuron: int) -> Iterator[Cause]:
     for register in ("decay_u", "decay_v"):
         own = getattr(suspect.population, register)
         offsets = np.array(_offsets(own, DECAY_ONE - 1))
         if fit := _fitting(suspect, neuron, offsets, register, own):
-            yield "decay", _offset_words(f"{register} of neuron {neuron}", own, fit)
+            yield _offset("decay", f"{register} of neuron {neuron}", own, fit, (neuron,))
 
 
-def _offset_words(what: str, own: int, fit: list[int]) -> str:
+def _offset(kind: str, what: str, own: int, fit: list[int], neurons: tuple[int, ...]) -> Cause:
     """The smallest change that fits, and how far others would do as well."""
     best = min(fit, key=abs)
     others = f" ({min(fit):+d} to {max(fit):+d} would show the same)" if len(fit) > 1 else ""
-    return f"{what} is {own + best}, not {own} ({best:+d}){others}"
+    alternatives = tuple(f"{what} is {own + k}, not {own}" for k in fit) if others else ()
+    return Cause(
+        kind, f"{what} is {own + best}, not {own} ({best:+d}){others}", neurons, alternatives
+    )
 
 
 def _fitting(
     suspect: Suspect, neuron: int, offsets: IntArray, register: str, own: int
 ) -> list[int]:
     """The offsets of a register of one neuron that reproduce what was measured of it."""
+    if suspect.current_parts is not None and suspect.current_parts[neuron] != (
+        register == "decay_u"
+    ):
+        return []  # only decay_u changes u
     samples = screening(suspect, neuron, offsets.size)
     one = [neuron] * offsets.size
     registers = replace(Registers.of(suspect.population), **{register: own + offsets})
@@ -151,7 +255,7 @@ def _fitting(
         registers,
     )
     cut = suspect.found.select(one).of_samples(samples)
-    fits = ~trace.differs(cut, suspect.masked).any(axis=(0, 1))
+    fits = ~trace.differs(cut, suspect.masked, suspect.lossy).any(axis=(0, 1))
     place = slice(neuron, neuron + 1)
     return [
         int(k)
@@ -182,8 +286,8 @@ def _register_of_all(
         if suspect.explains(suspect.replayed(**{register: own + k}))
     ]
     if fit:
-        words = _offset_words(f"{register} of all of {suspect.name}", own, fit)
-        yield Cause(kind, words, tuple(map(int, suspect.neurons)))
+        what = f"{register} of all of {suspect.name}"
+        yield _offset(kind, what, own, fit, tuple(map(int, suspect.neurons)))
 
 
 def _swapped(suspect: Suspect) -> Iterator[Cause]:

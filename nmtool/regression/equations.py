@@ -57,12 +57,13 @@ class Trace:
             None if self.v is None else self.v[samples],
         )
 
-    def differs(self, other: Trace, masked: bool) -> BoolArray:
+    def differs(self, other: Trace, masked: bool, lossy: bool = False) -> BoolArray:
         """Where two traces part, shape (samples, steps, neurons), in what both have.
 
         ``masked`` leaves out voltages where either has a spike: a chip shows something else there.
+        With ``lossy`` the other may lack spikes: they were lost on their way out.
         """
-        apart = self.spikes != other.spikes
+        apart = other.spikes & ~self.spikes if lossy else self.spikes != other.spikes
         if self.u is not None and other.u is not None:
             apart = apart | (self.u != other.u)
         if self.v is not None and other.v is not None:
@@ -191,6 +192,12 @@ def replay(
         paused = np.where(fired, population.refractory_delay - 1, np.maximum(paused - 1, 0))
         spikes[:, t], us[:, t], vs[:, t] = fired, u, v
     return Trace(spikes, us, vs)
+
+
+def always(due: Trace) -> Trace:
+    """What a neuron shows that spikes at every step: its u, and a v that is reset at once."""
+    zero = None if due.v is None else np.zeros_like(due.v)
+    return Trace(np.ones_like(due.spikes), due.u, zero)
 
 
 def joined(values: IntArray) -> IntArray:

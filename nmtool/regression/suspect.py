@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from nmtool.compiler import Program
-from nmtool.fixedpoint import IntArray
+from nmtool.fixedpoint import ALIGN_BITS, CURRENT_DECAY_OFFSET, IntArray, decay, scaled, wrap
 from nmtool.operations import Connections, chain_connections
 from nmtool.quantization import QuantizedPopulation, QuantizedProjection
 from nmtool.regression.equations import Messages, Registers, Trace, all_arriving, biases, replay
+
+SHOWN = 3
+"""Alternatives that are said in words."""
 
 SCREEN = 2_000_000
 """Neuron steps of one sweep through hypotheses."""
@@ -20,11 +23,27 @@ SCREEN = 2_000_000
 
 @dataclass(frozen=True)
 class Cause:
-    """A change that reproduces what was measured; ``neurons`` are those it is about."""
+    """A change that reproduces what was measured; ``neurons`` are those it is about.
+
+    ``alternatives`` are all changes of this kind that do, where there are several, in words.
+    """
 
     kind: str
     words: str
     neurons: tuple[int, ...] = ()
+    alternatives: tuple[str, ...] = ()
+
+    @classmethod
+    def one_of(cls, kind: str, alternatives: list[str], neurons: tuple[int, ...]) -> Cause:
+        """Changes that all reproduce it, the first of them in the words."""
+        several = tuple(alternatives) if len(alternatives) > 1 else ()
+        return cls(kind, shortened(alternatives, "; or "), neurons, several)
+
+
+def shortened(items: list[str], between: str) -> str:
+    """The first three items, and how many more there are."""
+    more = [f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return between.join([*items[:SHOWN], *more])
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +70,8 @@ class Suspect:
     """A population of a run, what reached it, and what was measured of it.
 
     ``masked``: the target shows something else than v where a neuron spikes. ``before`` is the
-    program whose weights were there before the last write, where it is known.
+    program whose weights were there before the last write, where it is known. ``lossy``: spikes
+    that are missing beside right states were lost on their way out, and need no explanation.
     """
 
     program: Program
@@ -60,6 +80,7 @@ class Suspect:
     found: Trace
     masked: bool = False
     before: Program | None = None
+    lossy: bool = False
 
     @property
     def population(self) -> QuantizedPopulation:
@@ -91,7 +112,25 @@ class Suspect:
     @cached_property
     def wrong(self) -> Any:
         """Where it did something else, shape (samples, steps, neurons)."""
-        return self.expected.differs(self.found, self.masked)
+        return self.expected.differs(self.found, self.masked, self.lossy)
+
+    @cached_property
+    def current_parts(self) -> Any:
+        """Which neurons have another u than they should; None where it was not measured."""
+        if self.found.u is None:
+            return None
+        return np.any(self.expected.u != self.found.u, axis=(0, 1))
+
+    @cached_property
+    def residual(self) -> IntArray:
+        """What arrived beyond what should have, from the measured u; as ``arrived``."""
+        assert self.found.u is not None
+        before = np.zeros_like(self.found.u)
+        before[:, 1:] = self.found.u[:, :-1]
+        if reset := self.population.reset:
+            before[:, reset.offset % reset.interval :: reset.interval] = 0
+        kept = decay(before, self.population.decay_u + CURRENT_DECAY_OFFSET)
+        return wrap(self.found.u - kept - scaled(self.arrived)) >> ALIGN_BITS
 
     @cached_property
     def neurons(self) -> IntArray:
@@ -132,7 +171,16 @@ class Suspect:
 
     def explains(self, trace: Trace, neurons: Any = slice(None)) -> bool:
         """Whether a trace of the given neurons is what was measured of them."""
-        return not trace.differs(self.found.select(neurons), self.masked).any()
+        return not trace.differs(self.found.select(neurons), self.masked, self.lossy).any()
+
+    def begun(self, few: int) -> Suspect:
+        """The first samples, a departure among them; itself where that is all there is."""
+        first = int(np.flatnonzero(self.wrong.any(axis=(1, 2)))[0])
+        count = max(few, first + 1)
+        if count >= len(self.wrong):
+            return self
+        sent = {name: values[:count] for name, values in self.sent.items()}
+        return replace(self, sent=sent, found=self.found.of_samples(slice(count)))
 
     def replayed(self, neurons: Any = slice(None), **changes: Any) -> Trace:
         """What the given neurons do with other registers."""
@@ -141,8 +189,8 @@ class Suspect:
         return replay(self.population, arrived, bias, registers)
 
 
-def screening(suspect: Suspect, neuron: int, hypotheses: int) -> IntArray:
-    """Some samples in which a neuron departs: enough to rule most hypotheses out."""
+def screening(suspect: Suspect, neuron: int, hypotheses: int, most: int = SCREEN // 8) -> IntArray:
+    """Some samples in which a neuron departs, of ``most`` neuron steps for all hypotheses."""
     wrong = np.flatnonzero(suspect.wrong[..., neuron].any(axis=1))
     steps = suspect.wrong.shape[1]
-    return wrong[: max(1, SCREEN // max(1, hypotheses * steps))]
+    return wrong[: max(1, most // max(1, hypotheses * steps))]

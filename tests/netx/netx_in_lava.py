@@ -8,7 +8,6 @@ Lava's child processes may outlive this one: run it in a process group of its ow
 
 # ruff: noqa: E402
 
-import functools
 import json
 import logging
 import os
@@ -23,44 +22,11 @@ prepare_slayer()
 
 import torch
 from lava.lib.dl import netx
-from lava.lib.dl.netx import utils as netx_utils
-from lava.magma.core.process.ports import ports
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
 from lava.proc import io
-from lava.proc.conv import utils as conv_utils
 
-
-def patch_for_numpy_2():
-    """Three places where lava-nc 0.10.0 and lava-dl 0.6.0 fail with numpy 2."""
-    # int(array([64.])): the transform of an input layer is stored as an array of one.
-    item = netx_utils.NetDict.__getitem__
-
-    def scalar(self, key):
-        value = item(self, key)
-        one = isinstance(value, np.ndarray) and value.size == 1
-        transform = key in ("weight", "bias") and "type" in self.keys()
-        return value.reshape(()) if one and transform and item(self, "type") == "input" else value
-
-    netx_utils.NetDict.__getitem__ = scalar
-
-    # 200 + 2 * int8: the geometry of a convolution is kept in eight bits.
-    shape = conv_utils.output_shape
-
-    def wide(*sizes):
-        return shape(*(tuple(map(int, s)) if np.ndim(s) else int(s) for s in sizes))
-
-    conv_utils.output_shape = wide
-
-    # np.reshape(newshape=): the argument is called shape now.
-    def forward(self):
-        return functools.partial(np.reshape, shape=self.shape)
-
-    def backward(self):
-        return functools.partial(np.reshape, shape=self.old_shape)
-
-    ports.ReshapePort.get_transform_func_fwd = forward
-    ports.ReshapePort.get_transform_func_bwd = backward
+from nmtool.backends.lava.netx_graph import patch_for_numpy_2
 
 
 def run(case, x):

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import regression_networks as nets
 
+from nmtool.backends import open_session
 from nmtool.backends.faults import read_back
+from nmtool.chip import load_hardware
 from nmtool.errors import ConfigError
+from nmtool.faultmodel import Faults
 from nmtool.regression.bisect import bisect, cut_recording, smallest_input
 from nmtool.regression.equations import all_arriving, measured, messages, replay
 from nmtool.spikes import SpikeTrain
@@ -250,3 +253,146 @@ def test_without_targets_the_input_is_cut_to_the_sample_and_step():
     again = nets.run(program, cut)
     assert dict(short.spikes) == dict(again.spikes)
     assert np.array_equal(short.voltage["h"], again.voltage["h"])
+
+
+def faulty(program, inputs, probe=nets.ALL, **faults):
+    """A run of the emulator with faults, and what they are."""
+    target = load_hardware("emulator").model_copy(update={"faults": Faults(**faults)})
+    with open_session(program, target) as session:
+        run = session.run(inputs, probe=probe)
+    return run, run.provenance["faults"]
+
+
+MANY = {
+    "seed": 7,
+    "dead_neurons": 0.1,
+    "stuck_neurons": 0.05,
+    "weight_bit_flips": 0.002,
+    "spike_loss": 0.02,
+}
+
+
+def with_faults(seed, probe=nets.ALL):
+    program = PROGRAMS["dense"]
+    inputs = nets.make_inputs(program)
+    run, truth = faulty(program, inputs, probe, **{**MANY, "seed": seed})
+    return bisect(program, inputs, nets.run(program, inputs, probe), run), truth
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_faults_at_once_are_told_apart_neuron_by_neuron(seed):
+    found, truth = with_faults(seed)
+    assert found.population == "h"
+    assert "lost spike" in [cause.kind for cause in found.causes]
+    flipped_rows = {row[0] for row in truth["flipped"]["ih"]}
+    broken = {*truth["dead"]["h"], *truth["stuck"]["h"]} | flipped_rows
+    assert found.neurons
+    for diagnosis in found.neurons:
+        assert diagnosis.neuron in broken
+        kinds = {cause.kind for cause in diagnosis.causes}
+        assert diagnosis.exact
+        assert ("stuck neuron" in kinds) == (diagnosis.neuron in truth["stuck"]["h"])
+        if "dead neuron" in kinds:
+            assert diagnosis.neuron in truth["dead"]["h"]
+        if "weight bit flip" in kinds:
+            assert diagnosis.neuron in flipped_rows
+        assert diagnosis.sure.startswith("exact")
+
+
+def test_losses_hide_nothing_where_only_spikes_were_measured():
+    """Nothing fits exactly; a neuron that spikes nearly always is called likely, no more."""
+    found, truth = with_faults(7, "spikes")
+    near = [d for d in found.neurons if d.causes and not d.exact]
+    assert {d.neuron for d in near} <= set(truth["stuck"]["h"])
+    assert near
+    assert {d.sure for d in near} == {"likely, but not exact"}
+    assert all(cause.kind != "stuck neuron" for cause in found.causes)
+    unknown = [d for d in found.neurons if not d.causes]
+    assert all(d.sure == "nothing that was tried explains it exactly" for d in unknown)
+
+
+def test_two_weights_of_a_dead_neuron_are_named_with_it():
+    program = PROGRAMS["dense"]
+    inputs = nets.make_inputs(program)
+    two = [{"kind": "weight_bit", "projection": "ih", "weight": [3, k], "bit": 5} for k in (2, 9)]
+    run, _ = faulty(
+        program, inputs, injected=[*two, {"kind": "dead", "population": "h", "neuron": 3}]
+    )
+    found = bisect(program, inputs, nets.run(program, inputs), run)
+    (diagnosis,) = found.neurons
+    (cause,) = diagnosis.causes
+    assert cause.kind == "dead neuron"
+    assert "2 weights of ih into neuron 3" in cause.words
+    assert "[3, 2]" in cause.words
+    assert "[3, 9]" in cause.words
+
+
+def test_several_weights_are_solved_for_through_periodic_resets():
+    broken = flipped(flipped(RESETTING, "ih", 17, 5), "ih", 4, 3)
+    found = departed(RESETTING, broken)
+    assert [cause.kind for cause in found.causes] == ["several weights"]
+    assert "2 weights of ih into neuron 0" in found.causes[0].words
+
+
+def test_synapses_of_weight_0_are_no_arrivals():
+    program = PROGRAMS["dense"]
+    mantissa = program.network.projections["ih"].weight_mantissa.copy()
+    mantissa[:, :17] = mantissa[:, 18:] = 0
+    program = program.with_weights({"ih": mantissa})
+    found = departed(program, flipped(program, "ih", 17, 6))
+    sent = nets.make_inputs(program)["i"].to_raster()[found.sample, :, found.step - 1]
+    assert np.count_nonzero(sent) > 1
+    assert [arrival.neuron for arrival in found.arrivals] == [17]
+
+
+def test_long_lists_of_alternatives_are_shortened_in_words_only():
+    """Only spikes were measured, so that many weights of a neuron fit."""
+    found = departed(PROGRAMS["dense"], flipped(PROGRAMS["dense"], "ih", 39, 6), "spikes")
+    cause = next(c for c in found.causes if len(c.alternatives) > 3)
+    assert cause.words.endswith(f"and {len(cause.alternatives) - 3} more")
+    assert all(words in cause.words for words in cause.alternatives[:3])
+    assert cause.alternatives[3] not in cause.words
+    stored = found.as_json()["causes"]
+    assert len(stored[found.causes.index(cause)]["alternatives"]) == len(cause.alternatives)
+
+
+def test_the_samples_before_are_kept_without_spikes_where_the_number_of_the_sample_counts():
+    program = PROGRAMS["dense"]
+    inputs = nets.make_inputs(program)
+    healthy = nets.run(program, inputs)
+    raster = healthy.spikes["h"].to_raster()
+    neuron, step = (int(i) for i in np.argwhere(raster[2])[-1])
+    lost = {"kind": "lost_spike", "population": "h", "neuron": neuron, "sample": 2, "step": step}
+
+    def broken(trial):
+        return faulty(program, trial, injected=[lost])[0]
+
+    def shows(trial):
+        return bisect(program, trial, nets.run(program, trial), broken(trial)) is not None
+
+    found = bisect(program, inputs, healthy, broken(inputs))
+    smallest, tried = smallest_input(inputs, found, shows, budget=300)
+    train = smallest["i"]
+    assert tried
+    assert shows(smallest)
+    assert (train.n_samples, train.n_steps) == (3, step + 1)
+    assert set(train.sample) == {2}
+    assert len(train) < inputs["i"].to_raster()[2, :, : step + 1].sum()
+
+
+def test_what_the_sample_before_left_keeps_the_spikes_that_it_needs():
+    program = PROGRAMS["dense"]
+    inputs = nets.make_inputs(program)
+
+    def broken(trial):
+        return faulty(program, trial, injected=[{"kind": "missing_reset", "population": "h"}])[0]
+
+    def shows(trial):
+        return bisect(program, trial, nets.run(program, trial), broken(trial)) is not None
+
+    found = bisect(program, inputs, nets.run(program, inputs), broken(inputs))
+    smallest, tried = smallest_input(inputs, found, shows, budget=300)
+    assert tried
+    assert shows(smallest)
+    assert smallest["i"].n_samples == found.sample + 1
+    assert 0 < len(smallest["i"]) < len(inputs["i"]) / 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nmtool.backends.lava import wire
 from nmtool.backends.lava.job import LavaJob, LavaResult, check_payloads
 from nmtool.backends.lava.link import Link, Patience, Progress
+from nmtool.backends.lava.netx import NetxJob
 
 
 class LavaWorker:
@@ -78,6 +79,23 @@ class LavaWorker:
         body, arrays = wire.job_to_message(job)
         reply, found = self._ask({"op": "run", "job": body}, arrays, timeout, progress)
         return _result(reply, found, (samples, job.n_steps))
+
+    def run_netx(
+        self,
+        job: NetxJob,
+        raster: NDArray[Any],
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> LavaResult:
+        """Run a netx file by netx's own loader on an input (samples, lines, steps).
+
+        Errors besides those of a run: UnsupportedError, a layer that netx cannot build;
+        ArtifactError, other layers than the job has.
+        """
+        body = {"op": "netx", "job": asdict(job)}
+        arrays = {"input": raster.astype(np.int32)}
+        reply, found = self._ask(body, arrays, timeout, progress)
+        return _result(reply, found, (job.samples, job.n_steps))
 
     def open(self, job: LavaJob, timeout: float | None = None, *, check: bool = True) -> LavaStream:
         """Build a network and keep it open for streaming; see :meth:`LavaJob.network`."""

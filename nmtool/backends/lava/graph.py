@@ -52,6 +52,25 @@ class LavaError(RuntimeError):
     """Lava reported an error; the reason is on standard error."""
 
 
+def run_steps(anchor: Any, steps: int) -> float:
+    """Run the network of a Lava process this many steps; the seconds taken. Raises LavaError.
+
+    Lava's own wait never ends when a process dies, so this one only looks, and lets Lava read the
+    answer once there is one.
+    """
+    started = time.perf_counter()
+    anchor.run(RunSteps(num_steps=steps, blocking=False))
+    runtime = anchor.runtime
+    pause = 1e-4
+    while not all(port.probe() for port in runtime.service_to_runtime):
+        time.sleep(pause)
+        pause = min(pause * 1.5, 5e-3)
+    if not all(enum_equal(p.peek(), MGMT_RESPONSE.DONE) for p in runtime.service_to_runtime):
+        raise LavaError("a process of Lava's simulation raised an exception")
+    runtime.wait()
+    return time.perf_counter() - started
+
+
 class Graph:
     """A job's Lava processes, compiled, with their runtime started.
 
@@ -190,24 +209,11 @@ class Graph:
         return int(self._reached.min())
 
     def run(self, steps: int) -> float:
-        """Run this many Lava steps; the seconds taken. Raises LavaError.
-
-        Lava's own wait never ends when a process dies, so this one only looks, and lets Lava read
-        the answer once there is one.
-        """
+        """Run this many Lava steps; the seconds taken. Raises LavaError."""
         self._timeline.base[0] = self.steps_done
-        started = time.perf_counter()
-        self._anchor.run(RunSteps(num_steps=steps, blocking=False))
-        runtime = self._anchor.runtime
-        pause = 1e-4
-        while not all(port.probe() for port in runtime.service_to_runtime):
-            time.sleep(pause)
-            pause = min(pause * 1.5, 5e-3)
-        if not all(enum_equal(p.peek(), MGMT_RESPONSE.DONE) for p in runtime.service_to_runtime):
-            raise LavaError("a process of Lava's simulation raised an exception")
-        runtime.wait()
+        seconds = run_steps(self._anchor, steps)
         self.steps_done += steps
-        return time.perf_counter() - started
+        return seconds
 
     def records(self, rows: int) -> dict[str, NDArray[Any]]:
         """Return the first rows of every tape: {"spikes/name": (rows, n)} and so on."""

@@ -15,12 +15,25 @@ from numpy.typing import NDArray
 from nmtool.backends.lava import wire
 from nmtool.backends.lava.compat import lava_missing
 from nmtool.backends.lava.group import ProcessGroup
-from nmtool.errors import BoardError, BoardTimeout, BoardUnavailable, DependencyError
+from nmtool.errors import (
+    ArtifactError,
+    BoardError,
+    BoardTimeout,
+    BoardUnavailable,
+    DependencyError,
+    UnsupportedError,
+)
 
 Progress = Callable[[int, int], None]
 
 _WORKER = ("-m", "nmtool.backends.lava.worker")
 _CHUNK = 1 << 20
+_OF_THE_USER: dict[str, type[Exception]] = {
+    "dependency": DependencyError,
+    "unavailable": BoardUnavailable,
+    "unsupported": UnsupportedError,
+    "artifact": ArtifactError,
+}
 
 
 @dataclass(frozen=True)
@@ -130,10 +143,8 @@ class Link:
             raise BoardTimeout(f"{stuck}: {where}")
 
     def _failure(self, body: Mapping[str, Any]) -> Exception:
-        if body["kind"] == "dependency":
-            return DependencyError(body["message"])
-        if body["kind"] == "unavailable":
-            return BoardUnavailable(body["message"])
+        if kind := _OF_THE_USER.get(body["kind"]):
+            return kind(body["message"])
         message = f"{self._patience.subject} failed: {body['message']}"
         if body["logged"]:
             message += f": {last_error(self.group.log_tail())}"

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmtool.backends.lava import wire
-from nmtool.backends.lava.compat import prepare_lava
+from nmtool.backends.lava.compat import prepare_lava, prepare_slayer
 from nmtool.backends.lava.forks import (
     a_child_ended,
     die_with_parent,
@@ -27,10 +27,18 @@ from nmtool.backends.lava.forks import (
     report_exceptions,
     wait_for_dead_child,
 )
-from nmtool.errors import BoardError, BoardUnavailable, DependencyError
+from nmtool.backends.lava.netx import netx_job
+from nmtool.errors import (
+    ArtifactError,
+    BoardError,
+    BoardUnavailable,
+    DependencyError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from nmtool.backends.lava.graph import Graph
+    from nmtool.backends.lava.netx_graph import NetxGraph
 
 BEAT_SECONDS = 0.5
 STREAM_ROWS = 1024
@@ -105,7 +113,7 @@ class Watch:
         self._pipe = pipe
         self.phase = "starting"
         self.start = self.total = 0
-        self.graph: Graph | None = None
+        self.graph: Graph | NetxGraph | None = None
         self._seen_dead = False
         threading.Thread(target=self._loop, daemon=True).start()
 
@@ -159,6 +167,7 @@ class Server:
         """Handle messages until the parent closes the pipe."""
         handlers = {
             "run": self._run,
+            "netx": self._netx,
             "open": self._open,
             "stream": self._feed,
             "write": self._write,
@@ -198,6 +207,22 @@ class Server:
         self._watch.phase = "stopping"
         self._pipe.send(self._result(graph, steps, seconds), graph.records(graph.rows))
         graph.stop()
+        self._watch.graph = None
+
+    def _netx(self, body: dict[str, Any], arrays: wire.Arrays) -> None:
+        prepare_slayer()
+        from nmtool.backends.lava.netx_graph import NetxGraph, patch_for_numpy_2
+
+        patch_for_numpy_2()
+        job = netx_job(body["job"])
+        self._watch.graph = made = NetxGraph(job)
+        self._watch.start, self._watch.total = 0, job.samples * job.n_steps
+
+        def enter(phase: str) -> None:
+            self._watch.phase = phase
+
+        result = made.run(arrays["input"], enter)
+        self._pipe.send(result, made.records())
         self._watch.graph = None
 
     def _result(self, graph: Graph, steps: int, seconds: float) -> dict[str, Any]:
@@ -270,6 +295,10 @@ def main() -> NoReturn:
         fail(pipe, str(error), kind="dependency")
     except BoardUnavailable as error:
         fail(pipe, str(error), kind="unavailable")
+    except UnsupportedError as error:
+        fail(pipe, str(error), kind="unsupported")
+    except ArtifactError as error:
+        fail(pipe, str(error), kind="artifact")
     except BoardError as error:
         fail(pipe, str(error))
     except BaseException as error:
