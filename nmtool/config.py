@@ -160,8 +160,15 @@ class SpikeRate(Strict):
     false_rate: Fraction = 0.03
 
 
+Engine = Literal["event", "slayer"]
+"""nmtool's compiled training by events, or lava-dl's own blocks."""
+
+
 class Train(Strict):
-    """How to train: epochs, batch, optimizer, loss, bits of the weights in the forward pass."""
+    """How to train: epochs, batch, optimizer, loss, bits of the weights in the forward pass.
+
+    Both engines give the same spikes and gradients; ``slayer`` needs lava-dl.
+    """
 
     epochs: Positive
     batch: Positive
@@ -169,6 +176,7 @@ class Train(Strict):
     loss: Annotated[CountCrossEntropy | SpikeRate, Field(discriminator="kind")]
     weight_bits: Literal[1, 2, 3, 4, 5, 6, 8] = 8
     jitter: Annotated[int, Field(ge=0, le=3)] = 0
+    engine: Engine = "event"
 
 
 Control = Literal["transfer", "simulation", "readout"]

@@ -18,6 +18,7 @@ from nmtool.network import Network
 from nmtool.regression.check import run_on
 from nmtool.regression.golden import Golden, is_golden, load_golden
 from nmtool.spikes import SpikeTrain
+from nmtool.training import require_torch
 
 PROBE = "spikes,current,voltage"
 TRAINER = "trainer:"
@@ -171,7 +172,8 @@ class Operands:
                 f"{', '.join(map(str, sorted(bits)))}: other integers, so other spikes"
             )
         with progress(self._options, "run the trainer's forward") as update:
-            from nmtool.training.slayer import record
+            require_torch()
+            from nmtool.training.record import record
 
             return record(network, chip, self._only(network), update)
 

@@ -9,8 +9,9 @@ import click
 
 from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb, warn
 from nmtool.cli.runs import Run
-from nmtool.config import Experiment, load_experiment, resolved_json
+from nmtool.config import Engine, Experiment, load_experiment, resolved_json
 from nmtool.errors import UsageError
+from nmtool.training import require_torch
 
 if TYPE_CHECKING:
     from nmtool.network import Network
@@ -26,7 +27,7 @@ CHIP = "loihi2"
 @click.option("--resume", is_flag=True, help="Continue an interrupted training.")
 @verb
 def command(experiment: str, output: str | None, resume: bool, options: Options) -> None:
-    """Train the network of an EXPERIMENT file with SLAYER.
+    """Train the network of an EXPERIMENT file by surrogate gradients.
 
     Writes network.h5 (the best epoch by validation accuracy), metrics.json, experiment.json (the
     resolved config), provenance.json and checkpoint.h5 into the run folder.
@@ -45,10 +46,8 @@ def command(experiment: str, output: str | None, resume: bool, options: Options)
             f"{run.checkpoint}: an interrupted training is here; use --resume to continue it, or "
             "--force to start afresh"
         )
-    with progress(options, "load SLAYER"):
-        from nmtool.backends.lava.compat import prepare_slayer
-
-        prepare_slayer()
+    with progress(options, "load torch"):
+        _prepare(config.train.engine)
         from nmtool.training.build import build_network
         from nmtool.training.trainer import train as _  # noqa: F401
 
@@ -57,6 +56,19 @@ def command(experiment: str, output: str | None, resume: bool, options: Options)
         _report_dry_run(options, config, network)
         return
     _train(config, network, run, resume, Path(experiment), options)
+
+
+def _prepare(engine: Engine) -> None:
+    """Check that what the engine needs is installed.
+
+    Raises:
+        DependencyError: torch is missing, or lava-dl for the engine slayer.
+    """
+    if engine == "slayer":
+        from nmtool.backends.lava.compat import prepare_slayer
+
+        prepare_slayer()
+    require_torch()
 
 
 def _report_dry_run(options: Options, config: Experiment, network: Network) -> None:
@@ -122,13 +134,13 @@ def _metrics(
     from nmtool.measure import measure
     from nmtool.quantization import dequantize, quantize
     from nmtool.training.baseline import logistic_regression_accuracy
-    from nmtool.training.slayer import record
+    from nmtool.training.record import record
 
     test = load_split(config.data, "test")
     spikes = encode(test.values, config.data.encoding)
 
     def accuracy(network: Network) -> float:
-        recording = record(network, chip, spikes)
+        recording = record(network, chip, spikes, engine=config.train.engine)
         readout = config.network.readout
         measured = measure(recording, network.outputs[0], readout, test.labels)
         return measured.quantities["accuracy"].value

@@ -1,1 +1,15 @@
-"""Training with SLAYER surrogate gradients. torch and lava-dl are imported when they are needed."""
+"""Training by surrogate gradients, with forward passes in the chip's integers."""
+
+import importlib.util
+
+from nmtool.errors import DependencyError
+
+
+def require_torch() -> None:
+    """Check that torch is there, which the rest of this package imports.
+
+    Raises:
+        DependencyError: it is not.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise DependencyError("torch is not installed; install with: pip install '.[train]'")

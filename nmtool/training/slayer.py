@@ -7,21 +7,17 @@ spike takes one step plus its delay. So the trained spikes are the deployed spik
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from nmtool.backends.base import Progress, Recording
 from nmtool.backends.lava.compat import prepare_slayer
 from nmtool.chip import ChipSpec
 from nmtool.config import Surrogate
-from nmtool.errors import FitError, UnsupportedError
-from nmtool.fixedpoint import STATE_LIMIT
-from nmtool.network import Network, Projection, beyond_dense_cuba
+from nmtool.network import Network
 from nmtool.quantization import (
     STATE_SCALE,
     choose_format,
@@ -30,27 +26,7 @@ from nmtool.quantization import (
     quantize_weights,
     quantized_neuron_value,
 )
-from nmtool.spikes import SpikeTrain
-
-RECORD_BATCH = 64
-
-
-@contextlib.contextmanager
-def reproducible() -> Iterator[None]:
-    """One thread and deterministic kernels: the same bits whatever the machine's cores do.
-
-    Networks of this size gain nothing from a second thread, and lose much when cores are busy.
-    """
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_flush_denormal(False)
+from nmtool.training.model import States, feed
 
 
 class _Bias(torch.nn.Module):
@@ -87,7 +63,7 @@ class SlayerNetwork(torch.nn.Module):
         self._shift: Callable[[torch.Tensor, int], torch.Tensor] = slayer.axon.delay
         self._chip = chip
         self.network = network
-        self.feed = _chain(network)
+        self.feed = feed(network)
         quantized = quantize(network, chip)
         self.blocks = torch.nn.ModuleDict()
         for name, projection_name in self.feed.items():
@@ -128,10 +104,10 @@ class SlayerNetwork(torch.nn.Module):
         """Spikes of every population, shape (samples, neurons, steps), from input spikes."""
         return {name: states[0] for name, states in self.states(x).items()}
 
-    def states(self, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def states(self, x: torch.Tensor) -> dict[str, States]:
         """(spikes, current, voltage before the reset) of every population, step by step."""
         sent = dict.fromkeys(self.network.inputs, x)
-        result: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        result: dict[str, States] = {}
         for name, projection_name in self.feed.items():
             projection = self.network.projections[projection_name]
             block = self.blocks[name]
@@ -141,8 +117,15 @@ class SlayerNetwork(torch.nn.Module):
             arriving = self._shift(sent[projection.source], delay)
             current, voltage = block.neuron.dynamics(block.synapse(arriving))
             sent[name] = block.neuron.spike(voltage)
+            if block.neuron.norm is not None:
+                current = current - block.neuron.norm.bias
             result[name] = (sent[name], current, voltage)
         return result
+
+    def parameter(self, projection: str) -> torch.nn.Parameter:
+        """The real weights of a projection before rounding."""
+        (name,) = (n for n, p in self.feed.items() if p == projection)
+        return self.blocks[name].synapse.weight
 
     def load(self, weights: dict[str, Any]) -> None:
         """Take over real weights by projection, shape (target, source)."""
@@ -162,117 +145,3 @@ class SlayerNetwork(torch.nn.Module):
             .copy()
             for name, projection in self.feed.items()
         }
-
-
-def _chain(network: Network) -> dict[str, str]:
-    """The projection that feeds each population, in data-flow order."""
-    feed: dict[str, str] = {}
-    for problem in beyond_dense_cuba(network.inputs, network.populations, network.projections):
-        raise UnsupportedError(f"{problem} in SLAYER training")
-    for name, projection in network.projections.items():
-        if projection.target in feed:
-            raise UnsupportedError(
-                f"projection {name}: found a second projection into {projection.target}, SLAYER "
-                "training allows one for each population"
-            )
-        feed[projection.target] = name
-    for name in network.populations:
-        if name not in feed:
-            raise UnsupportedError(
-                f"population {name}: found no projection into it, SLAYER training allows one for "
-                "each population"
-            )
-    if len(network.inputs) != 1:
-        raise UnsupportedError(
-            f"network: found {len(network.inputs)} inputs, SLAYER training allows 1"
-        )
-    return _ordered(network, feed)
-
-
-def _ordered(network: Network, feed: dict[str, str]) -> dict[str, str]:
-    reached, ordered = set(network.inputs), dict[str, str]()
-    while len(ordered) < len(feed):
-        ready = [
-            target
-            for target, projection in feed.items()
-            if target not in ordered and network.projections[projection].source in reached
-        ]
-        if not ready:
-            raise UnsupportedError(
-                f"network: found a loop among {sorted(set(feed) - set(ordered))}, SLAYER training "
-                "allows feed-forward networks"
-            )
-        ordered.update({target: feed[target] for target in ready})
-        reached.update(ready)
-    return ordered
-
-
-def with_weights(network: Network, weights: dict[str, Any]) -> Network:
-    """The same network with other real weights by projection."""
-    from dataclasses import replace
-
-    projections: dict[str, Projection] = {
-        name: p.with_weight(weights[name]) for name, p in network.projections.items()
-    }
-    return replace(network, projections=projections)
-
-
-def record(
-    network: Network,
-    chip: ChipSpec,
-    spikes: SpikeTrain,
-    progress: Progress = lambda done, total: None,
-) -> Recording:
-    """The trainer's integer forward pass as a Recording: spikes, u and v of every population.
-
-    ``progress`` is called with (samples done, samples in all).
-
-    Raises:
-        FitError: a state left the chip's 24 bits, where SLAYER (which has no such register) and
-            the chip part.
-    """
-    model = SlayerNetwork(network, chip, Surrogate()).eval()
-    raster = torch.from_numpy(spikes.batch().astype(np.float32))
-    parts: dict[str, list[_States]] = {name: [] for name in model.feed}
-    with reproducible(), torch.no_grad():
-        for start in range(0, len(raster), RECORD_BATCH):
-            batch = raster[start : start + RECORD_BATCH]
-            for name, states in model.states(batch).items():
-                _check_range(name, states[1], states[2])
-                parts[name].append(_chip_units(model, name, states))
-            progress(start + len(batch), len(raster))
-    axis = slice(None) if spikes.batched else 0
-    fired, current, voltage = (
-        {name: np.concatenate([part[k] for part in chunks])[axis] for name, chunks in parts.items()}
-        for k in range(3)
-    )
-    trains = {name: SpikeTrain.from_raster(raster) for name, raster in fired.items()}
-    return Recording(trains, current, voltage, "trainer", "", spikes.n_steps, 0.0)
-
-
-_States = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
-
-
-def _chip_units(
-    model: SlayerNetwork, name: str, states: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-) -> _States:
-    """Spikes, and u and v after the reset as the chip's integers."""
-    fired, current, voltage = (state.numpy() for state in states)
-    if model.network.populations[name].bias is not None:
-        current = current - model.blocks[name].neuron.norm.bias.numpy()
-    spikes = fired > 0
-    u = (current.astype(np.float64) * STATE_SCALE).astype(np.int64)
-    v = (voltage.astype(np.float64) * STATE_SCALE).astype(np.int64)
-    return spikes, u, np.where(spikes, 0, v)
-
-
-def _check_range(name: str, current: torch.Tensor, voltage: torch.Tensor) -> None:
-    limit = STATE_LIMIT / STATE_SCALE
-    for what, state in (("current", current), ("voltage", voltage)):
-        reached = float(state.abs().max()) if state.numel() else 0.0
-        if reached >= limit:
-            raise FitError(
-                f"{name}.{what}: the trainer's forward reached {reached * STATE_SCALE:.0f}, "
-                f"allowed below {STATE_LIMIT}: the chip's 24 bits overflow where SLAYER's numbers "
-                "do not; train with smaller weights or a faster decay"
-            )

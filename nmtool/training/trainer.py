@@ -17,7 +17,7 @@ from nmtool.data import Samples, encode, load_split
 from nmtool.formats.claims import check_arrays
 from nmtool.network import Network
 from nmtool.training.losses import class_sums, make_loss
-from nmtool.training.slayer import SlayerNetwork, reproducible, with_weights
+from nmtool.training.model import Model, make_model, reproducible, with_weights
 
 SATURATED_RATE = 0.9
 EVALUATION_BATCH = 256
@@ -92,7 +92,7 @@ def _train(
     fresh = TrainingState.fresh(network)
     state = state or fresh
     check_arrays("the checkpoint's weights", state.weights, fresh.weights)
-    model = SlayerNetwork(network, chip, experiment.surrogate)
+    model = make_model(network, chip, experiment.surrogate, experiment.train.engine)
     model.load(state.weights)
     optimizer = _optimizer(model, experiment, state)
     train_set = load_split(experiment.data, "train")
@@ -147,7 +147,7 @@ def shifted(samples: Samples, jitter: int, rng: np.random.Generator) -> Any:
 
 
 def _update(
-    model: SlayerNetwork,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     experiment: Experiment,
     spikes: torch.Tensor,
@@ -163,9 +163,9 @@ def _update(
 
 
 def _evaluate(
-    model: SlayerNetwork, experiment: Experiment, samples: Samples
+    model: Model, experiment: Experiment, samples: Samples
 ) -> tuple[float, dict[str, float], tuple[str, ...]]:
-    model.eval()
+    model.train(False)
     raster = encode(samples.values, experiment.data.encoding).batch().astype(np.float32)
     right = 0
     rates = dict.fromkeys(model.feed, 0.0)
@@ -197,9 +197,7 @@ def _set_rate(
         group["lr"] = config.lr * factor
 
 
-def _optimizer(
-    model: SlayerNetwork, experiment: Experiment, state: TrainingState
-) -> torch.optim.Optimizer:
+def _optimizer(model: Model, experiment: Experiment, state: TrainingState) -> torch.optim.Optimizer:
     parameters = _parameters(model)
     optimizer = torch.optim.Adam(parameters.values(), lr=experiment.train.optimizer.lr)
     for name, parameter in parameters.items():
@@ -211,13 +209,11 @@ def _optimizer(
     return optimizer
 
 
-def _parameters(model: SlayerNetwork) -> dict[str, torch.nn.Parameter]:
-    return {
-        projection: model.blocks[name].synapse.weight for name, projection in model.feed.items()
-    }
+def _parameters(model: Model) -> dict[str, torch.nn.Parameter]:
+    return {projection: model.parameter(projection) for projection in model.feed.values()}
 
 
-def _remember(state: TrainingState, model: SlayerNetwork, optimizer: torch.optim.Optimizer) -> None:
+def _remember(state: TrainingState, model: Model, optimizer: torch.optim.Optimizer) -> None:
     state.weights = model.weights()
     for name, parameter in _parameters(model).items():
         adam, shape = optimizer.state[parameter], state.weights[name].shape

@@ -33,8 +33,8 @@ NEEDS_LAVA = [
     [*DEPLOY, "lava-sim"],
     [*DEPLOY, "lava-sim", "--dry-run"],
     ["compare", "reference", "lava-sim", "--program", "run/program.h5", "--input", "spikes.npy"],
-    ["train", "experiment.yaml", "-o", "new"],
-    ["train", "experiment.yaml", "-o", "new", "--dry-run"],
+    ["train", "experiment.yaml", "-o", "new", "-s", "train.engine=slayer"],
+    ["train", "experiment.yaml", "-o", "new", "-s", "train.engine=slayer", "--dry-run"],
     ["finetune", "run", "--hw", "lava-sim"],
 ]
 
@@ -61,9 +61,15 @@ def test_another_version_of_lava(nmtool, rasters, without, arguments):
 
 def test_training_without_lava_dl(nmtool, folder, without):
     without("lava-dl")
-    done = nmtool("train", "experiment.yaml", "-o", "new")
+    done = nmtool("train", "experiment.yaml", "-o", "new", "-s", "train.engine=slayer")
     assert done.code == 10
     assert "lava-dl is not installed" in done.err
+
+
+def test_training_needs_no_lava(nmtool, folder, without):
+    without("lava-nc", "lava-dl")
+    done = nmtool("train", "experiment.yaml", "-o", "new", "-s", "train.epochs=1")
+    assert done.code == 0, done.err
 
 
 def test_training_without_torch(nmtool, folder, without, monkeypatch):

@@ -1,4 +1,4 @@
-"""SLAYER's forward pass is the reference backend, bit for bit; and what it refuses."""
+"""The forward pass of both engines is the reference backend, bit for bit; what they refuse."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
+from trainable import networks
 
 from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import load_chip
@@ -17,51 +18,17 @@ from nmtool.quantization import dequantize_weights, quantize
 from nmtool.spikes import SpikeTrain
 
 CHIP = load_chip("loihi2")
-
-neurons = st.builds(
-    CubaLif,
-    threshold=st.one_of(st.floats(0.02, 1.5), st.floats(0.02, 20)),
-    current_decay=st.floats(1 / 4096, 1),
-    voltage_decay=st.one_of(st.floats(0, 0.2), st.floats(0, 4095 / 4096)),
-)
+ENGINES = ("event", "slayer")
 
 
-@st.composite
-def networks(draw):
-    """Feed-forward networks in which every population has one projection, from anything before."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    size = {"input": draw(st.integers(1, 6))}
-    populations, projections = {}, {}
-    for index in range(draw(st.integers(1, 3))):
-        name = f"p{index}"
-        source = draw(st.sampled_from([*size]))
-        size[name] = draw(st.integers(1, 6))
-        spread, mean = draw(st.floats(0.01, 3)), draw(st.sampled_from([0.0, 0.3, 1.0, 3.0, -0.3]))
-        weight = rng.normal(mean, spread, (size[name], size[source]))
-        bias = (
-            rng.normal(0.1, draw(st.floats(0.001, 2)), size[name]) if draw(st.booleans()) else None
-        )
-        axonal = draw(st.integers(0, 3))
-        populations[name] = Population((size[name],), draw(neurons), bias, axonal)
-        projections[f"to {name}"] = Projection.dense(source, name, weight, draw(st.integers(0, 5)))
-    return Network(
-        "drawn",
-        {"input": Input((size["input"],))},
-        populations,
-        projections,
-        (name,),
-        weight_bits=draw(st.sampled_from([1, 2, 3, 4, 5, 6, 8])),
-    )
-
-
-def both(network, spikes):
+def both(network, spikes, engine="event"):
     """The trainer's recording and the reference backend's."""
-    from nmtool.training.slayer import record
+    from nmtool.training.record import record
 
     program = compile_program(network, CHIP, None, spikes.n_steps)
     with ReferenceBackend().open(program) as session:
         reference = session.run(spikes, probe="spikes,current,voltage")
-    return record(network, CHIP, spikes), reference
+    return record(network, CHIP, spikes, engine=engine), reference
 
 
 def assert_same(trainer, reference):
@@ -73,7 +40,8 @@ def assert_same(trainer, reference):
         np.testing.assert_array_equal(trainer.voltage[name], reference.voltage[name], f"v {name}")
 
 
-@settings(max_examples=70, deadline=None)
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=50, deadline=None)
 @given(
     network=networks(),
     seed=st.integers(0, 10**6),
@@ -82,12 +50,12 @@ def assert_same(trainer, reference):
     rate=st.sampled_from([0.1, 0.5, 0.9]),
 )
 def test_the_trainers_spikes_and_states_are_the_reference_backends(
-    network, seed, samples, steps, rate
+    engine, network, seed, samples, steps, rate
 ):
     (lines,) = [source.size for source in network.inputs.values()]
     raster = np.random.default_rng(seed).random((samples, lines, steps)) < rate
     try:
-        trainer, reference = both(network, SpikeTrain.from_raster(raster))
+        trainer, reference = both(network, SpikeTrain.from_raster(raster), engine)
     except FitError as error:
         event(f"refused: {str(error).split(':')[0][-8:]}")
         assume(False)
@@ -96,8 +64,9 @@ def test_the_trainers_spikes_and_states_are_the_reference_backends(
     assert_same(trainer, reference)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8])
-def test_a_network_that_really_spikes_at_every_width(bits):
+def test_a_network_that_really_spikes_at_every_width(bits, engine):
     rng = np.random.default_rng(bits)
     neuron = CubaLif(1.25, 0.25, 0.03)
     network = Network(
@@ -115,14 +84,14 @@ def test_a_network_that_really_spikes_at_every_width(bits):
         weight_bits=bits,
     )
     spikes = SpikeTrain.from_raster(rng.random((8, 20, 40)) < 0.4)
-    trainer, reference = both(network, spikes)
+    trainer, reference = both(network, spikes, engine)
     assert_same(trainer, reference)
     if bits > 1:
         assert len(reference.spikes["b"]) > 100
 
 
 def test_two_axes_and_larger_batches_change_nothing():
-    from nmtool.training.slayer import record
+    from nmtool.training.record import record
 
     network = chain()
     raster = np.random.default_rng(0).random((300, 4, 20)) < 0.5
@@ -149,7 +118,7 @@ def chain(weight=1.0, delay=0, bias=None, **neuron):
 
 
 def test_where_the_chip_would_overflow_the_trainer_says_so():
-    from nmtool.training.slayer import record
+    from nmtool.training.record import record
 
     network = chain(500.0, current_decay=1 / 4096, threshold=2000.0)
     spikes = SpikeTrain.from_raster(np.ones((1, 4, 60), dtype=np.bool_))
@@ -242,7 +211,7 @@ REFUSED = {
     ),
     "two inputs": (
         extended(chain(), inputs={"input": Input((4,)), "other": Input((2,))}),
-        "found 2 inputs, SLAYER training allows 1",
+        "found 2 inputs, training allows 1",
     ),
     "a population that nothing feeds": (
         extended(chain(), {"b": Population((3,), LIF, np.ones(3))}),
@@ -251,17 +220,19 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", [*REFUSED])
-def test_networks_that_training_does_not_support(case):
-    from nmtool.training.slayer import SlayerNetwork
+def test_networks_that_training_does_not_support(case, engine):
+    from nmtool.training.model import make_model
 
     network, says = REFUSED[case]
     with pytest.raises(UnsupportedError, match=says):
-        SlayerNetwork(network, CHIP, Surrogate())
+        make_model(network, CHIP, Surrogate(), engine)
 
 
-def test_a_value_that_does_not_fit_is_found_before_training():
-    from nmtool.training.slayer import SlayerNetwork
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_value_that_does_not_fit_is_found_before_training(engine):
+    from nmtool.training.model import make_model
 
     with pytest.raises(FitError, match=r"a\.threshold"):
-        SlayerNetwork(chain(threshold=1e7), CHIP, Surrogate())
+        make_model(chain(threshold=1e7), CHIP, Surrogate(), engine)

@@ -90,7 +90,8 @@ def test_the_seed_decides_everything_and_threads_nothing(experiment, untrained, 
 
 def test_the_best_epoch_is_that_of_the_validation_labels(experiment, untrained, chip, small_sets):
     """Validation labels that are what epoch 1 answers select epoch 1, and change nothing else."""
-    from nmtool.training.slayer import record, with_weights
+    from nmtool.training.model import with_weights
+    from nmtool.training.record import record
 
     config = experiment(train={"epochs": 4, "optimizer": {"name": "adam", "lr": 0.02}})
     by_epoch = []

@@ -1,0 +1,177 @@
+"""The event engine has SLAYER's gradients, and they do not depend on threads or batches."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, event, given, settings
+from hypothesis import strategies as st
+from trainable import networks
+
+from nmtool.chip import load_chip
+from nmtool.config import Surrogate
+from nmtool.errors import FitError
+from nmtool.network import CubaLif, Input, Network, Population, Projection
+
+CHIP = load_chip("loihi2")
+
+
+def gradients(model, x, wanted):
+    """Gradients of ``sum(wanted * spikes)`` over all populations, by projection."""
+    spikes = model(x)
+    sum((spikes[name] * wanted[name].to(spikes[name].dtype)).sum() for name in spikes).backward()
+    shapes = {name: p.weight.shape for name, p in model.network.projections.items()}
+    return {
+        name: model.parameter(name).grad.numpy().reshape(shape).astype(np.float64)
+        for name, shape in shapes.items()
+    }, {name: train.detach().numpy() for name, train in spikes.items()}
+
+
+def two_engines(network, raster, surrogate, seed=0):
+    import torch
+
+    from nmtool.training.model import make_model
+
+    rng = np.random.default_rng(seed)
+    shape = (len(raster), raster.shape[2])
+    wanted = {
+        name: torch.from_numpy(rng.normal(size=(shape[0], p.size, shape[1])))
+        for name, p in network.populations.items()
+    }
+    x = torch.from_numpy(raster.astype(np.float32))
+    slayer = make_model(network, CHIP, surrogate, "slayer").double()
+    events = make_model(network, CHIP, surrogate, "event")
+    return gradients(events, x, wanted), gradients(slayer, x.double(), wanted)
+
+
+def relative(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    network=networks(),
+    seed=st.integers(0, 10**6),
+    samples=st.integers(1, 9),
+    steps=st.one_of(st.integers(1, 20), st.integers(20, 60)),
+    rate=st.sampled_from([0.0, 0.03, 0.3, 0.9]),
+    tau_grad=st.sampled_from([0.003, 0.03, 1.0]),
+)
+def test_gradients_are_slayers(network, seed, samples, steps, rate, tau_grad):
+    (lines,) = [source.size for source in network.inputs.values()]
+    raster = np.random.default_rng(seed).random((samples, lines, steps)) < rate
+    try:
+        (found, spikes), (expected, same) = two_engines(
+            network, raster, Surrogate(tau_grad=tau_grad), seed
+        )
+    except FitError:
+        assume(False)
+    for name, train in same.items():
+        np.testing.assert_array_equal(spikes[name], train, name)
+    for name, gradient in expected.items():
+        size = np.linalg.norm(gradient)
+        event("a gradient" if size else "no gradient")
+        if size > 1e-30:
+            assert relative(found[name], gradient) <= 1e-5, name
+        else:
+            assert np.linalg.norm(found[name]) <= 1e-30
+
+
+def wide(n_hidden=300, threshold=1.25):
+    """A hidden layer of more targets than are run at once, with delays."""
+    rng = np.random.default_rng(5)
+    neuron = CubaLif(threshold, 0.25, 0.03)
+    return Network(
+        "wide",
+        {"input": Input((40,))},
+        {
+            "hidden": Population((n_hidden,), neuron, axonal_delay=2),
+            "out": Population((7,), neuron),
+        },
+        {
+            "in": Projection.dense("input", "hidden", rng.normal(0, 0.4, (n_hidden, 40))),
+            "on": Projection.dense("hidden", "out", rng.normal(0, 0.1, (7, n_hidden)), 4),
+        },
+        ("out",),
+    )
+
+
+def test_a_layer_of_several_blocks():
+    raster = np.random.default_rng(1).random((6, 40, 50)) < 0.1
+    (found, spikes), (expected, same) = two_engines(wide(), raster, Surrogate())
+    assert same["hidden"].sum() > 1000
+    assert same["out"].sum() > 50
+    np.testing.assert_array_equal(spikes["out"], same["out"])
+    for name in expected:
+        assert relative(found[name], expected[name]) <= 1e-5
+
+
+def test_gradients_flow_from_a_hidden_population_alone():
+    import torch
+
+    from nmtool.training.model import make_model
+
+    raster = np.random.default_rng(1).random((6, 40, 50)) < 0.1
+    model = make_model(wide(), CHIP, Surrogate(), "event")
+    model(torch.from_numpy(raster.astype(np.float32)))["hidden"].sum().backward()
+    assert model.parameter("on").grad is None
+    assert float(model.parameter("in").grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_do_not_depend_on_threads(monkeypatch, workers):
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    from nmtool.training import events
+    from nmtool.training.model import make_model
+
+    raster = torch.from_numpy((np.random.default_rng(1).random((7, 40, 50)) < 0.1).astype("f4"))
+
+    def run():
+        model = make_model(wide(), CHIP, Surrogate(), "event")
+        (model(raster)["out"] * torch.arange(50)).sum().backward()
+        return model.parameter("in").grad.numpy().copy()
+
+    usual = run()
+    with ThreadPoolExecutor(workers) as pool:
+        monkeypatch.setattr(events, "_pool", lambda: pool)
+        np.testing.assert_array_equal(run(), usual)
+
+
+def test_rasters_with_more_spikes_than_were_guessed():
+    raster = np.ones((3, 40, 30), dtype=bool)
+    (_, spikes), (_, same) = two_engines(wide(), raster, Surrogate())
+    np.testing.assert_array_equal(spikes["out"], same["out"])
+
+
+def test_events_of_a_raster():
+    from nmtool.training.events import Events
+
+    rng = np.random.default_rng(3)
+    for shape in [(2, 5, 33), (1, 1, 1), (3, 4, 16), (2, 3, 15), (0, 4, 5)]:
+        raster = rng.random(shape) < 0.3
+        for events, by_step in (
+            (Events.of_rows(raster.astype(np.float32)), raster.swapaxes(1, 2)),
+            (Events.of_steps(raster.astype(np.uint8)), raster),
+        ):
+            for b in range(shape[0]):
+                for t, row in enumerate(by_step[b]):
+                    part = slice(events.at_step[b, t], events.at_step[b, t + 1])
+                    np.testing.assert_array_equal(events.neuron[part], np.flatnonzero(row))
+                for n, row in enumerate(by_step[b].T):
+                    part = slice(events.at_neuron[b, n], events.at_neuron[b, n + 1])
+                    np.testing.assert_array_equal(events.step[part], np.flatnonzero(row))
+
+
+def test_sums_that_are_too_large_are_refused():
+    import torch
+
+    from nmtool.training.model import make_model
+
+    network = wide(threshold=1000.0)
+    huge = {name: np.full_like(p.weight, 500.0) for name, p in network.projections.items()}
+    model = make_model(network, CHIP, Surrogate(), "event")
+    model.load(huge)
+    x = torch.ones((2, 40, 2000))
+    with pytest.raises(FitError, match=r"out: found u or v of 2\^30"):
+        model(x)
