@@ -138,6 +138,77 @@ class Axons(Strict):
     kind: Literal["discrete", "shared"]
 
 
+CostEvent = Literal[
+    "neuron_inactive",
+    "neuron_active",
+    "spike",
+    "message_out",
+    "message_in",
+    "synapse_dense",
+    "synapse_sparse",
+    "synapse_convolution",
+    "hop_x",
+    "hop_y",
+]
+"""What a cost model may put a price on; :mod:`nmtool.measure.cost` counts each of them."""
+
+PicoJoule = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+NanoSecond = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+
+
+class Cost(Strict):
+    """What one event takes: energy in pJ and time in ns (null: not known), and where it is from."""
+
+    energy_pj: PicoJoule | None = None
+    time_ns: NanoSecond | None = None
+    standing: Standing
+    source: Annotated[str, Field(min_length=1)]
+
+
+class Barrier(Strict):
+    """How long the synchronisation at the end of a step takes, in ns, by the tiles in use.
+
+    Between two entries the lower one holds (``steps``), or a straight line (``linear``); no entry
+    holds for the tiles of several chips.
+    """
+
+    tiles: Annotated[list[Count], Field(min_length=1)]
+    time_ns: Annotated[list[NanoSecond], Field(min_length=1)]
+    between: Literal["steps", "linear"] = "steps"
+    standing: Standing
+    source: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _a_table(self) -> Barrier:
+        if len(self.tiles) != len(self.time_ns) or sorted(set(self.tiles)) != self.tiles:
+            raise ValueError("rising numbers of tiles, and as many times")
+        return self
+
+
+class StepTime(Strict):
+    """How the times of a core make up those of a step.
+
+    The step ends when the slowest core is done: with its neurons and, after them, its messages
+    (``sum``), or with the longer of the two, as if they went on side by side (``max``).
+    """
+
+    core: Literal["sum", "max"]
+    standing: Standing
+    source: Annotated[str, Field(min_length=1)]
+
+
+class CostModel(Strict):
+    """What the events of a run cost on a chip; events that are not in it cost nothing in it.
+
+    Without a ``barrier`` and a ``step``, no time can be modelled.
+    """
+
+    about: Annotated[str, Field(min_length=1)]
+    events: Annotated[dict[CostEvent, Cost], Field(min_length=1)]
+    step: StepTime | None = None
+    barrier: Barrier | None = None
+
+
 class ChipFile(Strict):
     """The schema of ``hw_configs/chips/*.yaml``; ``extends`` names the chip that a file changes."""
 
@@ -174,15 +245,17 @@ class ChipFile(Strict):
     threshold_bits: Fact[ThresholdBits]
     bias_mantissa: Fact[Mantissas]
     bias_exponent: Fact[Exponents]
-    event_energy: Fact[dict[str, float] | None]
+    cost_models: Fact[dict[str, CostModel] | None]
+    static_power: Fact[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None]
 
 
 @dataclass(frozen=True)
 class ChipSpec:
     """Limits and number formats of one chip. ``facts`` holds the source of every number.
 
-    Ranges are inclusive (low, high). Memory is in bits, energy in pJ per event (None: no public
-    figure). ``weight_exponent`` e scales a weight by 2^e. Limits that are not known are UNLIMITED.
+    Ranges are inclusive (low, high). Memory is in bits. ``weight_exponent`` e scales a weight by
+    2^e. Limits that are not known are UNLIMITED. ``cost_models`` by name (the first is
+    taken unless one is named) and ``static_power`` in mW are None where there is no public figure.
 
     Slices of a population are filled up to ``split_synapse_bits``, reckoned with weights of
     ``split_weight_bits`` (None: their own), below what a core holds. ``slice_widths``: any; powers
@@ -222,7 +295,8 @@ class ChipSpec:
     threshold_bits: int
     bias_mantissa: tuple[int, int]
     bias_exponent: tuple[int, int]
-    event_energy: Mapping[str, float] | None
+    cost_models: Mapping[str, CostModel] | None
+    static_power: float | None
     facts: Mapping[str, Fact[Any]]
 
     def documented(self) -> ChipSpec:

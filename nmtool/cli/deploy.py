@@ -13,6 +13,7 @@ from nmtool.backends import Recording, check_runnable, open_session, resolve_pro
 from nmtool.backends.base import Probe
 from nmtool.chip import HardwareConfig, load_hardware
 from nmtool.cli.common import FILE, Options, emit, note, progress, table, verb, warn
+from nmtool.cli.costs import Costing, cost_options, costing
 from nmtool.cli.runs import Given, gather_input, input_options
 from nmtool.compiler import Program
 from nmtool.config import Check
@@ -29,6 +30,7 @@ from nmtool.provenance import provenance
 @input_options
 @click.option("--labels", type=FILE, metavar="FILE.npy", help="Classes of --input.")
 @click.option("--probe", help="What to record: spikes,current,voltage, or voltage:NAME.")
+@cost_options
 @click.option("-o", "--output", type=FILE, help="Recording file.")
 @verb
 def command(
@@ -39,31 +41,41 @@ def command(
     encode: bool,
     labels: str | None,
     probe: str | None,
+    cost: bool,
+    cost_model: str | None,
     output: str | None,
     options: Options,
 ) -> None:
     """Run PROGRAM on a target, measure what comes back, and check it."""
     hardware = load_hardware(hw, options.hardware_overrides())
+    costs = costing(cost, cost_model, hardware)
     loaded: Program = formats.load_as(program, Program)
     given = gather_input(loaded, data, input_files, labels, encode)
     if output:
         refuse_overwrite(Path(output), options.force)
     if options.dry_run:
         check_runnable(loaded, hardware)
-        _probed(loaded, hardware, probe)
+        _probed(loaded, hardware, probe, costs)
         emit(options, "deploy", {"dry_run": True}, f"{program} can run on {hardware.name}")
         return
-    recording = run(loaded, hardware, given, probe, options)
+    if costs:
+        note(options, f"--cost: records the {_listed(costs.probe)} of all populations")
+    recording = run(loaded, hardware, given, probe, options, costs)
     if output:
         formats.save(output, recording)
-    report(loaded, hardware, given, recording, output, options)
+    report(loaded, hardware, given, recording, costs, output, options)
 
 
 def run(
-    program: Program, hardware: HardwareConfig, given: Given, probe: str | None, options: Options
+    program: Program,
+    hardware: HardwareConfig,
+    given: Given,
+    probe: str | None,
+    options: Options,
+    costs: Costing | None = None,
 ) -> Recording:
     """Run samples on a target; the recording's provenance says on which."""
-    chosen = _probed(program, hardware, probe)
+    chosen = _probed(program, hardware, probe, costs)
     outputs = dict.fromkeys((*chosen.get("spikes", ()), *program.network.outputs))
     chosen = {**chosen, "spikes": tuple(n for n in program.order if n in outputs)}
     with (
@@ -89,8 +101,20 @@ def thresholds(program: Program) -> dict[str, int | None]:
     }
 
 
-def _probed(program: Program, hardware: HardwareConfig, probe: str | None) -> Probe:
-    """What is recorded: what ``--probe`` says, else the target."""
+def _listed(probe: str) -> str:
+    return " and ".join(probe.replace(",", ", ").rsplit(", ", 1))
+
+
+def _probed(
+    program: Program, hardware: HardwareConfig, probe: str | None, costs: Costing | None
+) -> Probe:
+    """What is recorded: what ``--probe`` says, else the target, and what costs are counted from."""
+    chosen = _asked(program, hardware, probe)
+    return costs.probed(program, chosen) if costs else chosen
+
+
+def _asked(program: Program, hardware: HardwareConfig, probe: str | None) -> Probe:
+    """What ``--probe`` says, else the target."""
     if probe is not None:
         return resolve_probe(program, probe)
     wanted = hardware.probes.spikes
@@ -106,10 +130,11 @@ def report(
     hardware: HardwareConfig,
     given: Given,
     recording: Recording,
+    costs: Costing | None,
     output: str | None,
     options: Options,
 ) -> None:
-    """Print the measurement and check it.
+    """Print the measurement, and what it costs if that is asked for, and check it.
 
     Raises:
         CheckFailed: a number is outside what the experiment demands of this target.
@@ -148,6 +173,9 @@ def report(
         "recording": output,
     }
     text = _text(hardware, given, measured, results, output)
+    if costs:
+        document["cost"], shown = costs.report(program, recording, given)
+        text = f"{text}\n{shown}"
     retried = [f"PASSED ONLY ON RETRY after {a['step']}: {a['error']}" for a in attempts]
     emit(options, "deploy", document, "\n".join([text, *retried]))
     if failed := [r for r in results if not r["passed"]]:

@@ -55,8 +55,12 @@ def test_the_number_formats_are_those_of_the_registers(name):
 
 
 def test_only_loihi_1_has_published_energies():
-    assert load_chip("loihi1").event_energy["synaptic_operation"] == 23.6
-    assert load_chip("loihi2").event_energy is None
+    models = load_chip("loihi1").cost_models
+    assert list(models) == ["sana-fe", "davies2018"]
+    assert models["davies2018"].events["synapse_dense"].energy_pj == 23.6
+    assert load_chip("loihi1").static_power == 104
+    assert load_chip("loihi2").cost_models is None
+    assert load_chip("loihi2").static_power is None
 
 
 @pytest.mark.parametrize("name", TARGETS)
