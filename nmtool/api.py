@@ -8,7 +8,8 @@ from typing import Any
 
 from nmtool.backends import Session, open_session
 from nmtool.chip import HardwareConfig, load_chip, load_hardware
-from nmtool.compiler import Program, compile_program
+from nmtool.compiler import Program, Site, compile_program
+from nmtool.compiler.budget import Budget, check_budget
 from nmtool.errors import ConfigError
 from nmtool.formats import save, unpack
 from nmtool.formats.artifacts import Artifact
@@ -67,19 +68,36 @@ def compile(
     chip: str = "loihi2",
     weight_bits: int | None = None,
     steps: int | None = None,
+    site: Site | HardwareConfig | None = None,
+    limits: str = "all",
+    budget: Budget | None = None,
 ) -> Program:
-    """Quantise (a Network), check and compile for a chip, by name or YAML file.
+    """Quantise (a Network), check, place and compile for a chip, by name or YAML file.
 
     ``steps`` is the length of a sample: that of the network's encoding unless given, else 32.
+    ``site`` says how many chips and cores there are, what is probed, and what is known of spikes
+    and placement (:class:`nmtool.compiler.Site`, or a target that has these; else one whole chip).
+    With ``limits="documented"`` what was merely inferred about the chip limits nothing.
+    ``budget`` is what the program may take at most, such as ``{"cores": 24, "latency": 8}``.
 
     Raises:
-        FitError: a value or a network that the chip cannot hold.
-        ConfigError: an unknown chip, or no network.
+        FitError: a value or a network that the chip cannot hold, or that exceeds its budget.
+        ConfigError: an unknown chip, limits, or probed population, or no network.
+        UsageError: a key that no budget has.
         ArtifactError: a QuantizedNetwork made for another chip.
     """
     _require("compile", network, Network, QuantizedNetwork)
     chip_spec = load_chip(_name("compile: chip", chip))
-    return compile_program(network, chip_spec, weight_bits, steps)
+    if limits not in ("all", "documented"):
+        raise ConfigError(f"compile: found the limits {limits!r}, allowed all, documented")
+    if limits == "documented":
+        chip_spec = chip_spec.documented()
+    if isinstance(site, HardwareConfig):
+        site = Site.of(site, network.populations)
+    facts = {"limits": limits}
+    program = compile_program(network, chip_spec, weight_bits, steps, facts, site)
+    check_budget(program, budget or {})
+    return program
 
 
 def open(program: Program | str | Path, hw: str | HardwareConfig = "emulator") -> Session:

@@ -1,5 +1,6 @@
 """Hypothesis draws the same examples in every run; HYPOTHESIS_PROFILE=explore draws new ones."""
 
+import itertools
 import os
 import signal
 
@@ -19,8 +20,25 @@ settings.register_profile(
 settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+_NUMBER = itertools.count()
+
 # A job that a script starts in the background ignores SIGINT, and so would the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory):
+    """Programs are cached in a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NMTOOL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path_factory, monkeypatch):
+    """No test finds what another has compiled."""
+    name = f"cache-{next(_NUMBER)}"
+    monkeypatch.setenv("NMTOOL_CACHE", str(tmp_path_factory.getbasetemp() / name))
 
 
 @pytest.hookimpl(trylast=True)

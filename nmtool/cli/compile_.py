@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
-import numpy as np
 
-from nmtool import formats
-from nmtool.backends import LIMITS, limits_of
+from nmtool import cache, formats
+from nmtool.backends import LIMITS, Recording, limits_of
 from nmtool.backends.base import refuse_unsupported
-from nmtool.backends.limits import Limits
+from nmtool.cache import Compiled
 from nmtool.chip import (
     ChipSpec,
     HardwareConfig,
@@ -23,15 +22,23 @@ from nmtool.chip import (
     load_hardware,
     shipped,
 )
-from nmtool.cli.common import FILE, Options, emit, table, verb, warn
+from nmtool.cli.common import FILE, Options, emit, note, refuse_same, verb, warn
+from nmtool.cli.explain import explained, support
+from nmtool.cli.fitreport import Report
 from nmtool.cli.runs import load_network
-from nmtool.compiler import DEFAULT_STEPS, Program, compile_program
+from nmtool.compiler import DEFAULT_STEPS, Site, compile_program
+from nmtool.compiler.activity import activity
+from nmtool.compiler.budget import check_budget, parse_budget
 from nmtool.compiler.cautions import cautions
-from nmtool.compiler.features import FEATURES, Feature, features
-from nmtool.errors import ConfigError, UsageError
-from nmtool.formats.container import refuse_overwrite
+from nmtool.compiler.features import features
+from nmtool.compiler.headroom import headroom
+from nmtool.compiler.placement_file import placement_text, read_placement
+from nmtool.errors import ArtifactError, ConfigError, UsageError
+from nmtool.formats.container import refuse_overwrite, write_text
 from nmtool.formats.netx import notes
+from nmtool.network import Network
 from nmtool.provenance import provenance, sha256
+from nmtool.quantization import QuantizedNetwork
 
 
 @click.command("compile")
@@ -45,6 +52,34 @@ from nmtool.provenance import provenance, sha256
     f"{DEFAULT_STEPS} if there is none, as in netx files].",
 )
 @click.option(
+    "--limits",
+    type=click.Choice(["all", "documented"]),
+    default="all",
+    show_default=True,
+    help="documented: what was merely inferred about the chip limits nothing.",
+)
+@click.option(
+    "--budget",
+    multiple=True,
+    metavar="KEY=NUMBER,...",
+    help="What the program may take at most (exit 5 if it takes more): cores, chips, latency, "
+    "neurons, synapse_memory (KB), input_axons, output_axons.",
+)
+@click.option(
+    "--placement", type=FILE, help="YAML file of slices and their cores, instead of nmtool's own."
+)
+@click.option("--placement-out", type=FILE, help="Write the placement to such a file.")
+@click.option(
+    "--activity",
+    type=FILE,
+    help="Recording of all populations of this program: place by its spikes.",
+)
+@click.option("--csv", "csv_file", type=FILE, help="Write the table of layers as CSV.")
+@click.option(
+    "--map", "map_file", type=FILE, help="Draw which population is on which core (.png .svg .pdf)."
+)
+@click.option("--no-cache", is_flag=True, help="Compile, whatever was compiled before.")
+@click.option(
     "--explain",
     is_flag=True,
     help="Show which layers, neurons and inputs each backend runs, and which SOURCE has.",
@@ -55,90 +90,186 @@ def command(
     hw: str | None,
     output: str | None,
     steps: int | None,
+    limits: str,
+    budget: tuple[str, ...],
+    placement: str | None,
+    placement_out: str | None,
+    activity: str | None,
+    csv_file: str | None,
+    map_file: str | None,
+    no_cache: bool,
     explain: bool,
     options: Options,
 ) -> None:
-    """Quantise, check and compile SOURCE (run folder, network or netx file) for a target.
+    """Quantise, check, place and compile SOURCE (run folder, network or netx file) for a target.
 
-    Prints what became of every parameter.
+    Prints what the program takes of the chips; with -v also what became of every parameter.
     """
     if source is None or hw is None:
         if not explain or source is not None or hw is not None:
             missing = "SOURCE, a network" if source is None else "--hw, a target or chip"
             raise UsageError(f"compile: found no {missing}; add it (only --explain runs alone)")
-        emit(options, "explain", {"features": support({}, LIMITS)}, _explained({}, LIMITS))
+        emit(options, "explain", {"features": support({}, LIMITS)}, explained({}, LIMITS))
         return
+    allowed = parse_budget(",".join(budget)) if budget else {}
     hardware, chip = _target(hw, options)
-    path = Path(source)
-    network_file = path / "network.h5" if path.is_dir() else path
-    target_file = Path(output) if output else network_file.parent / "program.h5"
-    network = load_network(path, chip)
-    if not explain:  # which writes nothing
-        refuse_overwrite(target_file, options.force)
-    bits = hardware.weight_bits if hardware else None
-    program = compile_program(
-        network,
-        chip,
-        bits,
-        steps,
-        provenance(network_sha256=sha256(network_file), target=hardware.name if hardware else hw),
+    if limits == "documented":
+        chip = chip.documented()
+    job = Job(Path(source), hw, hardware, chip, limits, steps, placement, activity)
+    outputs = Outputs(
+        Path(output) if output else job.file.parent / "program.h5",
+        *(Path(name) if name else None for name in (csv_file, map_file, placement_out)),
     )
-    used = features(program)
+    if not explain:  # which writes nothing
+        outputs.check(job, options.force)
+    compiled = job.compiled(not no_cache, options)
+    program = compiled.program
     if explain:
-        limits = {**LIMITS, hardware.name: limits_of(hardware)} if hardware else LIMITS
-        emit(options, "explain", {"features": support(used, limits)}, _explained(used, limits))
+        used = features(program)
+        known = {**LIMITS, hardware.name: limits_of(hardware)} if hardware else LIMITS
+        emit(options, "explain", {"features": support(used, known)}, explained(used, known))
         return
     if hardware:
         refuse_unsupported(hardware.backend, limits_of(hardware), program)
-    for line in (*notes(program.network), *cautions(program)):
+    check_budget(program, allowed)
+    noted, warned = notes(program.network), cautions(program)
+    for line in (*noted, *warned):
         warn(line)
-    if not options.dry_run:
-        formats.save(target_file, program)
+    predicted = hardware is not None and hardware.backend == "lava-loihi"
+    report = Report(program, chip, compiled.headroom, limits, allowed, predicted)
+    written = [] if options.dry_run else outputs.write(report)
     document = {
-        "program": None if options.dry_run else str(target_file),
-        "fingerprint": program.fingerprint,
-        "chip": program.chip,
-        "latency": program.latency,
-        "reset": asdict(program.reset),
-        "parameters": [asdict(error) for error in program.network.errors],
-        "simulators_only": list(program.simulators_only),
-        "notes": notes(program.network),
-        "cautions": cautions(program),
-        "bounds": [{**asdict(b), "safe": b.safe} for b in program.bounds],
+        "program": str(outputs.program) if written else None,
+        **report.document(),
+        "notes": noted,
+        "cautions": warned,
     }
-    emit(options, "compile", document, _text(program, target_file, options))
+    ending = f"wrote {', '.join(written)}" if written else "not written (--dry-run)"
+    emit(options, "compile", document, f"{report.text(options.verbose)}\n\n{ending}")
 
 
-def support(
-    used: Mapping[Feature, list[str]], backends: Mapping[str, Limits]
-) -> list[dict[str, object]]:
-    """For every kind of layer, neuron and input: which backend runs it, and who uses it."""
-    return [
-        {
-            "feature": feature,
-            "used_by": used.get(feature, []),
-            **{name: limits.get(feature) or True for name, limits in backends.items()},
-        }
-        for feature in FEATURES
-    ]
+@dataclass(frozen=True)
+class Job:
+    """What is compiled, for what, and how."""
 
+    source: Path
+    hw: str
+    hardware: HardwareConfig | None
+    chip: ChipSpec
+    limits: str
+    steps: int | None
+    placement: str | None
+    recording: str | None
 
-def _explained(used: Mapping[Feature, list[str]], backends: Mapping[str, Limits]) -> str:
-    rows = [
-        (
-            feature,
-            *("no" if feature in limits else "yes" for limits in backends.values()),
-            ", ".join(used.get(feature, [])),
+    @property
+    def file(self) -> Path:
+        """The file of the network."""
+        return self.source / "network.h5" if self.source.is_dir() else self.source
+
+    def compiled(self, use_cache: bool, options: Options) -> Compiled:
+        """The program, from the cache where it has been compiled before."""
+        name = self._key() if use_cache else None
+        found = cache.find(name, warn) if name else None
+        if found:
+            if options.verbose:
+                note(options, f"from the cache in {cache.folder()}; --no-cache compiles it again")
+        else:
+            found = self._compile()
+            if name and not options.dry_run and name == self._key():  # the files are the same still
+                cache.keep(name, found)
+        facts = provenance(
+            network_sha256=sha256(self.file),
+            target=self.hardware.name if self.hardware else self.hw,
+            limits=self.limits,
         )
-        for feature in FEATURES
-    ]
-    reasons = [
-        f"{name}, {feature}: {reason}"
-        for name, limits in backends.items()
-        for feature, reason in limits.items()
-    ]
-    header = ("layer, neuron or input", *backends, "in this network" if used else "")
-    return "\n".join((table(header, rows), "", *reasons))
+        return replace(found, program=replace(found.program, provenance=facts))
+
+    def _key(self) -> str | None:
+        """The key of the cache; None where a file cannot be read, which compiling will say."""
+        hardware = self.hardware
+        try:
+            choices: dict[str, Any] = {
+                "netx": self.file.suffix,
+                "steps": self.steps,
+                "weight_bits": hardware and hardware.weight_bits,
+                "chips": hardware and hardware.chips,
+                "cores_per_chip": hardware and hardware.cores_per_chip,
+                "probes": hardware and hardware.probes.model_dump(mode="json"),
+                "placement": sha256(Path(self.placement)) if self.placement else None,
+                "recording": sha256(Path(self.recording)) if self.recording else None,
+            }
+            return cache.key(self.file, self.chip, choices)
+        except OSError:
+            return None
+
+    def _compile(self) -> Compiled:
+        network = load_network(self.source, self.chip)
+        recording = formats.load_as(self.recording, Recording) if self.recording else None
+        site = self._site(network, recording)
+        bits = self.hardware.weight_bits if self.hardware else None
+        program = compile_program(network, self.chip, bits, self.steps, site=site)
+        if recording and recording.fingerprint != program.fingerprint:
+            raise ArtifactError(
+                f"{self.recording}: found a recording of the program "
+                f"{recording.fingerprint or '(none)'}, this one is {program.fingerprint}; record "
+                "it with `nmtool deploy --probe spikes`, with the same weight bits and steps"
+            )
+        assert program.fit is not None
+        return Compiled(program, headroom(program.network, self.chip, site, program.fit))
+
+    def _site(self, network: Network | QuantizedNetwork, recording: Recording | None) -> Site:
+        shapes = {name: p.shape for name, p in network.populations.items()}
+        site = Site.of(self.hardware, shapes) if self.hardware else Site()
+        if recording:
+            site = replace(site, activity=activity(recording.spikes, shapes, str(self.recording)))
+        if self.placement:
+            given = read_placement(self.placement, shapes, self.chip, site)
+            site = replace(site, placement=given)
+        return site
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that are written."""
+
+    program: Path
+    csv: Path | None
+    map: Path | None
+    placement: Path | None
+
+    def check(self, job: Job, force: bool) -> None:
+        """Refuse files that exist, or that are one.
+
+        Raises:
+            UsageError: names the file.
+            DependencyError: a map without matplotlib.
+        """
+        paths = [path for path in (self.program, self.csv, self.map, self.placement) if path]
+        inputs = [str(job.file), job.placement, job.recording]
+        refuse_same([str(path) for path in paths], inputs)
+        for path in paths:
+            refuse_overwrite(path, force)
+        if self.map:
+            from nmtool.cli.coremap import check_map
+
+            check_map(self.map)
+
+    def write(self, report: Report) -> list[str]:
+        """Write every file, the program last; returns their names.
+
+        Raises:
+            WriteError: one cannot be written.
+        """
+        if self.csv:
+            write_text(self.csv, report.csv())
+        if self.map:
+            from nmtool.cli.coremap import draw_map
+
+            draw_map(self.map, report.program, report.chip)
+        if self.placement:
+            write_text(self.placement, placement_text(report.program.placement))
+        formats.save(self.program, report.program)
+        return [str(p) for p in (self.program, self.csv, self.map, self.placement) if p]
 
 
 def _target(name: str, options: Options) -> tuple[HardwareConfig | None, ChipSpec]:
@@ -163,86 +294,3 @@ def _check_name(name: str) -> None:
             f"target or chip {name}: unknown, allowed {', '.join(known)}, or the path of a "
             f".yaml file{backend_hint(name) or hint}"
         )
-
-
-def _text(program: Program, path: Path, options: Options) -> str:
-    net = program.network
-    layers = []
-    for name in program.order:
-        population = net.populations[name]
-        incoming = {n: p for n, p in net.projections.items() if p.target == name}
-        layers.append(
-            (
-                name,
-                population.size,
-                population.decay_u,
-                population.decay_v,
-                population.threshold,
-                _bias(name, program),
-                sum(p.weight_mantissa.size for p in incoming.values()),
-                ", ".join(str(p.format) for p in incoming.values()) or "none",
-                max((p.delay_max for p in incoming.values()), default=0),
-            )
-        )
-    header = (
-        "population",
-        "neurons",
-        "decay_u",
-        "decay_v",
-        "threshold",
-        "bias",
-        "weights",
-        "format",
-        "delay",
-    )
-    errors = [
-        (
-            e.name,
-            e.wanted,
-            e.got,
-            f"{e.max_error:.2e}",
-            f"{e.rms_error:.2e}",
-            f"{e.clipped:.2%}",
-            e.dead_rows,
-        )
-        for e in net.errors
-    ]
-    error_header = (
-        "parameter",
-        "wanted",
-        "on the chip",
-        "max error",
-        "rms error",
-        "clipped",
-        "dead rows",
-    )
-    bounds = [
-        (b.population, b.current, b.voltage, "yes" if b.safe else "NO") for b in program.bounds
-    ]
-    bound_header = ("population", "worst |u|", "worst |v|", "inside 24 bits")
-    only = ", simulators only (see the warnings)" if program.simulators_only else ""
-    ending = "not written (--dry-run)" if options.dry_run else f"wrote {path}"
-    return "\n".join(
-        (
-            f"program {program.fingerprint} for {program.chip}{only}: "
-            f"latency {program.latency} steps, samples of {program.reset.n_steps} steps, "
-            f"reset held {program.reset.hold} between",
-            "",
-            table(header, layers),
-            "",
-            table(error_header, errors),
-            "",
-            table(bound_header, bounds),
-            "",
-            ending,
-        )
-    )
-
-
-def _bias(name: str, program: Program) -> str:
-    """The exponent of the bias mantissas of a population that has any."""
-    population = program.network.populations[name]
-    driven = any(s.drives == name and s.kind == "bias" for s in program.network.inputs.values())
-    if driven or np.any(population.bias_mantissa):
-        return f"mantissa x 2^{population.bias_exponent}"
-    return "none"

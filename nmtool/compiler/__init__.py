@@ -9,15 +9,14 @@ import numpy as np
 
 from nmtool.chip import ChipSpec
 from nmtool.compiler import rules
-from nmtool.compiler.fit import Fit, Site, lay_out
+from nmtool.compiler.fit import Fit, Site, lay_out, with_first_steps
+from nmtool.compiler.headroom import advised
+from nmtool.compiler.latency import arrivals, latency
 from nmtool.compiler.program import Program, ResetSchedule
 from nmtool.errors import ArtifactError, ConfigError
-from nmtool.fixedpoint import FloatArray
 from nmtool.network import Network
-from nmtool.operations import apply_chain, with_weight
 from nmtool.quantization import (
     QuantizedNetwork,
-    QuantizedProjection,
     dequantize,
     quantize,
     state_bounds,
@@ -57,21 +56,23 @@ def compile_program(
             )
         if weight_bits and any(p.weight_bits > weight_bits for p in network.projections.values()):
             quantized = quantize(dequantize(quantized), chip, weight_bits)
-    placement, fit, problems = lay_out(quantized, chip, site or Site())
-    rules.refuse([*rules.registers(quantized, chip), *problems])
+    site = site or Site()
+    placement, fit, problems = lay_out(quantized, chip, site)
+    rules.refuse([*rules.registers(quantized, chip), *advised(problems, quantized, chip, site)])
     if n_steps is not None and (not isinstance(n_steps, int | np.integer) or n_steps < 1):
         raise ConfigError(f"compile: found {n_steps} steps, allowed whole numbers from 1")
     own = quantized.data.encoding.steps if quantized.data else DEFAULT_STEPS
     steps = own if n_steps is None else int(n_steps)
+    arrival = arrivals(quantized)
     return Program(
         quantized,
         chip.name,
         ResetSchedule(steps, hold=quantized.delay_max + 1),
-        latency=_latency(quantized),
+        latency=latency(quantized, arrival),
         bounds=tuple(state_bounds(quantized, steps)),
         simulators_only=tuple(rules.simulators_only(quantized, chip)),
         placement=placement,
-        fit=fit,
+        fit=with_first_steps(fit, arrival) if fit else None,
         provenance=dict(provenance or {}),
     )
 
@@ -84,37 +85,3 @@ def _again(network: QuantizedNetwork, chip: ChipSpec) -> str:
             f'{chip.name}`, in Python nmtool.load("{network.name}.net", chip="{chip.name}")'
         )
     return "quantise the original network again"
-
-
-def _latency(network: QuantizedNetwork) -> int:
-    """The fewest steps from any input to any output: one a projection, plus the delays."""
-    never = np.inf
-    arrival = {name: np.full(size, never) for name, size in network.sizes.items()}
-    for name, source in network.inputs.items():
-        arrival[source.drives or name][:] = 0
-    pending = True
-    while pending:
-        pending = False
-        for projection in network.projections.values():
-            reached = _reached(network, projection, arrival[projection.source])
-            earlier = np.minimum(arrival[projection.target], reached)
-            pending |= bool(np.any(earlier < arrival[projection.target]))
-            arrival[projection.target] = earlier
-    first = min((arrival[name].min() for name in network.outputs), default=never)
-    return 0 if first == never else int(first)
-
-
-def _reached(
-    network: QuantizedNetwork, projection: QuantizedProjection, leaving: FloatArray
-) -> FloatArray:
-    """When the first spike reaches each target neuron, if the sources spike at ``leaving``."""
-    sent = leaving + network.axonal_delay(projection.source)
-    delay = np.broadcast_to(projection.delay, projection.weight_mantissa.shape)
-    arrival = np.full(network.sizes[projection.target], np.inf)
-    for steps in np.unique(delay):
-        operations = with_weight(projection.operations, (delay == steps).astype(np.float64))
-        for time in np.unique(sent[np.isfinite(sent)]):
-            spikes = (sent == time).astype(np.float64)[None]
-            hit = apply_chain(operations, spikes, network.shapes[projection.source])[0] > 0
-            arrival[hit] = np.minimum(arrival[hit], time + 1 + steps)
-    return arrival

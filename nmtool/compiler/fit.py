@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from nmtool.chip import ChipSpec
+import numpy as np
+
+from nmtool.chip import ChipSpec, HardwareConfig
+from nmtool.compiler.latency import Arrivals, first_step
 from nmtool.compiler.partition import RESOURCES, Boxes, Costs, Demand, exceeded, partition, shares
 from nmtool.compiler.place import (
     Activity,
@@ -20,6 +24,8 @@ from nmtool.compiler.place import (
 )
 from nmtool.compiler.rules import Violation, core_overfull, too_many_cores, unsplittable
 from nmtool.compiler.wiring import Box, count
+from nmtool.errors import ConfigError
+from nmtool.operations import Shape
 from nmtool.quantization import QuantizedNetwork
 
 SPLITTING = (
@@ -48,9 +54,37 @@ class Site:
     activity: Activity | None = None
     placement: Placement | None = None
 
+    @classmethod
+    def of(cls, hardware: HardwareConfig, populations: Iterable[str]) -> Site:
+        """Chips, cores and probed populations of a target.
+
+        Raises:
+            ConfigError: the target probes a population that there is not.
+        """
+        probed = _probed(hardware, list(populations))
+        return cls(hardware.chips, hardware.cores_per_chip, probed)
+
     def cores_of(self, chip: ChipSpec) -> int:
         """Cores of each chip that can be used."""
         return chip.cores if self.cores is None else min(self.cores, chip.cores)
+
+
+def _probed(hardware: HardwareConfig, populations: Sequence[str]) -> tuple[str, ...] | None:
+    """The populations whose spikes a target probes; None: the outputs."""
+    wanted = hardware.probes.spikes
+    if wanted == "outputs":
+        return None
+    if wanted == "all":
+        return tuple(populations)
+    for name in wanted:
+        if name not in populations:
+            close = difflib.get_close_matches(name, populations, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(
+                f"target {hardware.name}: probes.spikes: found the population {name!r}, allowed "
+                f"outputs, all, or some of {', '.join(populations)}{hint}"
+            )
+    return tuple(wanted)
 
 
 @dataclass(frozen=True)
@@ -58,6 +92,7 @@ class LayerFit:
     """What a population takes: its cores, the demand of its largest slice and of all together.
 
     ``limiting`` is the resource that its largest slice takes the largest ``share`` of.
+    ``first_step`` is the first step after an input spike at which it can spike (None: it cannot).
     """
 
     population: str
@@ -68,6 +103,7 @@ class LayerFit:
     total: Demand
     limiting: str
     share: float
+    first_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +125,12 @@ class Fit:
     def total(self) -> Demand:
         """What all layers take together."""
         return sum((layer.total for layer in self.layers), Demand())
+
+
+def with_first_steps(fit: Fit, arrival: Arrivals) -> Fit:
+    """The same with the first step of every layer."""
+    layers = (replace(la, first_step=first_step(arrival, la.population)) for la in fit.layers)
+    return replace(fit, layers=tuple(layers))
 
 
 def lay_out(
@@ -133,53 +175,57 @@ def _given(
         for name in network.populations
     }
     ordered = tuple(s for name in boxes for s in placement if s.population == name)
-    violations = list(_misplaced(network, boxes, placement, site.chips, site.cores_of(chip)))
-    if violations := violations or list(overfull(costs, boxes, ordered)):
+    shapes = {name: network.shapes[name] for name in network.populations}
+    found = [violation for _, violation in misplaced(shapes, placement, chip, site)]
+    if violations := found or list(overfull(costs, boxes, ordered)):
         return (), None, violations
     flow = traffic(network, costs.wirings, slices_of(boxes), site.activity)
     hops = spike_hops(flow, ordered, chip, _basis(site))
     return ordered, _fit(costs, site, boxes, ordered, hops), []
 
 
-def _misplaced(
-    network: QuantizedNetwork, boxes: Boxes, placement: Placement, chips: int, cores: int
-) -> Iterable[Violation]:
-    for s in placement:
+def misplaced(
+    populations: Mapping[str, Shape], placement: Placement, chip: ChipSpec, site: Site
+) -> Iterable[tuple[int | None, Violation]]:
+    """Where a placement names what there is not, or does not hold every neuron once.
+
+    ``populations`` holds the shape of each. Every violation comes with the index of the slice that
+    is at fault, None where there is none.
+    """
+    for index, s in enumerate(placement):
         where = f"placement of {s.population} {s.box}"
-        if s.population not in network.populations:
-            known = ", ".join(network.populations)
-            yield Violation("NM-FIT-031", where, f"the population {s.population}", known)
-        elif len(s.box) != len(network.shapes[s.population]) or any(
-            not 0 <= start < stop <= size
-            for (start, stop), size in zip(s.box, network.shapes[s.population], strict=True)
-        ):
-            shape = network.shapes[s.population]
-            yield Violation("NM-FIT-031", where, f"{s.box}", f"a box of the shape {shape}")
-        if not (0 <= s.chip < chips and 0 <= s.core < cores):
-            yield Violation(
-                "NM-FIT-031",
-                where,
-                f"chip {s.chip}, core {s.core}",
-                f"chips 0 to {chips - 1}, cores 0 to {cores - 1}",
-            )
-    for name, held in boxes.items():
-        size = network.populations[name].size
-        covered = sum(count(box) for box in held)
-        if covered != size or _overlap(held):
-            yield Violation(
-                "NM-FIT-031",
-                f"placement of {name}",
-                "neurons in two slices" if _overlap(held) else f"{covered} neurons",
-                f"each of its {size} neurons once",
-            )
+        for found, allowed in _wrong(populations, s, site.chips, site.cores_of(chip)):
+            yield index, Violation("NM-FIT-031", where, found, allowed)
+    for name, shape in populations.items():
+        size = int(np.prod(shape))
+        held = {index: s.box for index, s in enumerate(placement) if s.population == name}
+        covered, twice = sum(map(count, held.values())), _overlap(list(held.values()))
+        if covered != size or twice:
+            found = "neurons in two slices" if twice else f"{covered} neurons"
+            allowed = f"each of its {size} neurons once"
+            at = next(iter(held), None)
+            yield at, Violation("NM-FIT-031", f"placement of {name}", found, allowed)
+
+
+def _wrong(
+    populations: Mapping[str, Shape], s: Slice, chips: int, cores: int
+) -> Iterable[tuple[str, str]]:
+    """What is wrong with one slice: what was found and what is allowed."""
+    if s.population not in populations:
+        yield f"the population {s.population}", ", ".join(populations)
+        return
+    shape = populations[s.population]
+    if len(s.box) != len(shape) or any(
+        not 0 <= start < stop <= size for (start, stop), size in zip(s.box, shape, strict=True)
+    ):
+        yield f"{s.box}", f"a box of the shape {shape}"
+    if not (0 <= s.chip < chips and 0 <= s.core < cores):
+        yield f"chip {s.chip}, core {s.core}", f"chips 0 to {chips - 1}, cores 0 to {cores - 1}"
 
 
 def _overlap(boxes: Sequence[Box]) -> bool:
     return any(
-        all(
-            max(a[0], b[0]) < min(a[1], b[1])
-            for a, b in zip(boxes[i], boxes[j], strict=len(boxes[i]) == len(boxes[j]))
-        )
+        all(max(a[0], b[0]) < min(a[1], b[1]) for a, b in zip(boxes[i], boxes[j], strict=False))
         for i in range(len(boxes))
         for j in range(i)
     )

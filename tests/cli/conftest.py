@@ -110,7 +110,8 @@ def folder(prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     for name in [key for key in os.environ if key.startswith("NMTOOL_")]:
-        monkeypatch.delenv(name)
+        if name != "NMTOOL_CACHE":
+            monkeypatch.delenv(name)
     return tmp_path
 
 
