@@ -10,13 +10,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
     WithJsonSchema,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -79,7 +80,9 @@ def _holds_zero(ends: list[int]) -> list[int]:
     return ends
 
 
-Count = Annotated[int, Field(ge=1, le=1 << 31)]
+Count = Annotated[int, Field(ge=1, le=1 << 30)]
+Cores = Annotated[int, Field(ge=1, le=1 << 12)]
+"""The addresses of the mesh count 4096 cores (Davies et al. 2018)."""
 Delay = Annotated[int, Field(ge=0, le=1 << 16)]
 Pause = Annotated[int, Field(ge=1, le=1 << 16)]
 WeightBits = Annotated[list[Annotated[int, Field(ge=1, le=8)]], Field(min_length=1, max_length=8)]
@@ -102,7 +105,10 @@ Exponents = Annotated[
 """What the numbers of any chip may be: the simulators' registers hold no others."""
 
 
-Bits = Annotated[int, Field(ge=0, le=1 << 16)]
+Bits = Annotated[int, Field(ge=0, le=1 << 10)]
+MessageBits = Annotated[list[Literal[0, 8, 16, 24, 32]], Field(min_length=1, max_length=5)]
+FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}$")]
+"""A name that files and folders are called after: it leads nowhere else."""
 
 
 class SynapseMemory(Strict):
@@ -209,12 +215,17 @@ class CostModel(Strict):
     barrier: Barrier | None = None
 
 
-class ChipFile(Strict):
-    """The schema of ``hw_configs/chips/*.yaml``; ``extends`` names the chip that a file changes."""
+class ChipHeader(Strict):
+    """What chip files begin with."""
 
     schema_: Literal["nmtool.chip/v1"] = Field(alias="schema")
-    name: str
-    cores: Fact[Count]
+    name: FileName
+
+
+class ChipFile(ChipHeader):
+    """A chip file that names every number, such as ``hw_configs/chips/*.yaml``."""
+
+    cores: Fact[Cores]
     neurons_per_core: Fact[Count]
     synapse_bits_per_core: Fact[Count]
     input_axons_per_core: Fact[Count]
@@ -229,10 +240,11 @@ class ChipFile(Strict):
     slice_widths: Fact[Literal["any", "powers of two", "halves"]]
     synapse_memory: Fact[SynapseMemory]
     axons: Fact[Axons]
-    mesh: Fact[Annotated[list[Count], Field(min_length=2, max_length=2)]]
-    cores_per_tile: Fact[Count]
-    message_bits: Fact[list[Literal[0, 8, 16, 24, 32]]]
+    mesh: Fact[Annotated[list[Cores], Field(min_length=2, max_length=2)]]
+    cores_per_tile: Fact[Cores]
+    message_bits: Fact[MessageBits]
     convolution_width_max: Fact[Count | None]
+    convolution_hangs_from: Fact[Annotated[list[Count], Field(min_length=3, max_length=3)] | None]
     probed_neurons_max: Fact[Count | None]
     weight_bits: Fact[WeightBits]
     weight_exponent: Fact[WeightExponents]
@@ -247,6 +259,37 @@ class ChipFile(Strict):
     bias_exponent: Fact[Exponents]
     cost_models: Fact[dict[str, CostModel] | None]
     static_power: Fact[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None]
+
+
+_HEADER = tuple(ChipHeader.model_fields)
+
+
+class Change(Strict, Generic[T]):
+    """A number of another chip that a chip file changes, with its source or without."""
+
+    value: T
+    standing: Standing = "user"
+    source: str = ""
+    documented: Documented[T] | None = None
+
+
+def _changes() -> dict[str, Any]:
+    """The fields of a file that changes another: every number alone, or with its source."""
+    kinds = {
+        key: field.annotation.__pydantic_generic_metadata__["args"][0]  # type: ignore[union-attr]
+        for key, field in ChipFile.model_fields.items()
+        if key not in _HEADER
+    }
+    return {key: (kind | Change[kind], None) for key, kind in kinds.items()}  # type: ignore[valid-type]
+
+
+ChipChanges = create_model(
+    "ChipChanges",
+    __base__=ChipHeader,
+    __doc__="A chip file that changes single numbers of the chip that it extends.",
+    extends=(str, ...),
+    **_changes(),
+)
 
 
 @dataclass(frozen=True)
@@ -283,6 +326,7 @@ class ChipSpec:
     cores_per_tile: int
     message_bits: tuple[int, ...]
     convolution_width_max: int
+    convolution_hangs_from: tuple[int, int, int] | None
     probed_neurons_max: int
     weight_bits: tuple[int, ...]
     weight_exponent: tuple[int, int]
@@ -310,13 +354,13 @@ class ChipSpec:
         return replace(self, **values)
 
     def standing(self, key: str) -> str:
-        """Whether the number that holds is documented or inferred, and the source of it."""
+        """Whether the number that holds is documented, inferred or uncertain, and its source."""
         fact = self.facts[key]
         alternative = fact.documented
         chosen = fact
         if alternative is not None and _plain(alternative.value) == getattr(self, key):
             chosen = Fact(value=0, standing=alternative.standing, source=alternative.source)
-        kind = "documented" if chosen.standing in DOCUMENTED else "inferred"
+        kind = "documented" if chosen.standing in DOCUMENTED else chosen.standing
         return f"{kind}: {chosen.source}"
 
     @property
@@ -378,10 +422,6 @@ class SynapseFormat:
 
     def __str__(self) -> str:
         return f"{self.bits} bit {self.sign_mode}, 2^{self.exponent}"
-
-
-FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}$")]
-"""A name that files and folders are called after: it leads nowhere else."""
 
 
 class Probes(Strict):
@@ -545,55 +585,122 @@ def load_chip(name: str, relative_to: Path | None = None) -> ChipSpec:
     Raises:
         ConfigError: unknown name, or a file that is missing or wrong.
     """
-    document = chip_document(_find(name, "chips", relative_to))
-    file = yamlio.validate(document, ChipFile)
+    return read_chip(_find(name, "chips", relative_to))
+
+
+def read_chip(path: Path, overrides: Sequence[str] = ()) -> ChipSpec:
+    """The chip of a file, with the numbers of the one that it ``extends``.
+
+    Raises:
+        ConfigError: every problem, at its line of the file that has it.
+    """
+    file = _chip_file(path, overrides, ())[0]
     facts = {key: getattr(file, key) for key in ChipFile.model_fields if key not in _HEADER}
     values = {key: _plain(fact.value) for key, fact in facts.items()}
     values |= {key: UNLIMITED for key in LIMITS if values[key] is None}
     return ChipSpec(name=file.name, facts=facts, **values)
 
 
-def chip_document(path: Path, overrides: Sequence[str] = (), depth: int = 0) -> yamlio.Document:
-    """A chip file with the numbers of the chip that it ``extends``; its own take their place.
-
-    A number of its own may stand alone: its standing is then ``user``.
-
-    Raises:
-        ConfigError: missing, not YAML, or it extends what it cannot.
-    """
+def _chip_file(
+    path: Path, overrides: Sequence[str], below: tuple[Path, ...]
+) -> tuple[ChipFile, dict[str, Any]]:
+    """A chip file and its whole content; ``below`` are the files that extend it."""
     document = yamlio.read(path, overrides)
-    if not isinstance(document.data, dict) or "extends" not in document.data:
-        return document
-    base = document.data.pop("extends")
-    if depth >= _MAX_EXTENDS or not isinstance(base, str):
-        document.problems.append(
-            (
-                document.where(("extends",)),
-                f"extends: found {base!r}, allowed the name or file of a chip, which extends none "
-                "that extends this one",
-            )
+    if isinstance(document.data, dict):
+        if document.data.get("schema") != _SCHEMA:
+            found = document.data.get("schema")
+            _refuse(document, "schema", f"schema: found {found!r:.60}, allowed {_SCHEMA}")
+        if "extends" in document.data:
+            _inherit(document, path, below)
+        else:
+            _check_whole(document)
+    file = yamlio.validate(document, ChipFile)
+    _check_name(document, file.name, path)
+    tiles = file.mesh.value[0] * file.mesh.value[1]
+    if file.cores.value > (room := tiles * file.cores_per_tile.value):
+        keys = ("cores", "mesh", "cores_per_tile")
+        _refuse(
+            document,
+            next((key for key in keys if (key,) in document.marks), "cores"),
+            f"cores: found {file.cores.value}, allowed up to {room}: {tiles} tiles (mesh) of "
+            f"{file.cores_per_tile.value} cores (cores_per_tile)",
         )
-        document.fail()
-    inherited = chip_document(_find(base, "chips", path.parent), depth=depth + 1).data
-    if "name" not in document.data:
-        document.problems.append(
-            ((1, 1), f"name: missing, allowed a name of its own, other than {base}")
-        )
-        document.fail()
-    own = {
-        key: value
-        if key in ("schema", "name") or (isinstance(value, dict) and "value" in value)
-        else {"value": value, "standing": "user", "source": str(path.name)}
-        for key, value in document.data.items()
-    }
-    if not isinstance(inherited, dict):
-        inherited = {}
-    document.data = {**inherited, **own}
-    return document
+    return file, document.data
 
 
-_HEADER = ("schema_", "name")
+def _inherit(document: yamlio.Document, path: Path, below: tuple[Path, ...]) -> None:
+    """Fill a chip file with the numbers of the chip that it extends; its own take their place."""
+    base, own = document.data.pop("extends"), document.data
+    if not isinstance(base, str):
+        _refuse(
+            document, "extends", f"extends: found {base!r:.60}, allowed the name or file of a chip"
+        )
+    files = (*below, path.resolve())
+    found = _named_chip(document, "extends", base, path.parent)
+    if found.resolve() in files:
+        text = f"extends: found {base}, which extends this file, allowed a chip that does not"
+        _refuse(document, "extends", text)
+    if len(files) > _MAX_EXTENDS:
+        text = (
+            f"extends: found more than {_MAX_EXTENDS} files that extend each other, allowed so many"
+        )
+        _refuse(document, "extends", text)
+    parent, inherited = _chip_file(found, (), files)
+    if own.get("name") == parent.name:
+        _refuse(document, "name", f"name: found {parent.name}, as {base} has it, allowed another")
+    header = ("schema", "name")
+    changed = {k: v if k in header else _sourced(v, path) for k, v in own.items()}
+    document.data = {k: v for k, v in inherited.items() if k not in header} | changed
+
+
+def _check_whole(document: yamlio.Document) -> None:
+    """Check that a file that extends no other has most of the numbers, with their sources."""
+    keys = [key for key in ChipFile.model_fields if key not in _HEADER]
+    missing = [key for key in keys if key not in document.data]
+    if len(missing) > len(keys) // 2:
+        text = f"found no {', '.join(missing)}, allowed all, or `extends: CHIP` to change a few"
+        document.problems.append(((1, 1), text))
+    for key in keys:
+        value = document.data.get(key, {})
+        if not isinstance(value, dict):
+            text = f"{key}: found {value!r:.60}, allowed a mapping of value, standing and source"
+            document.problems.append((document.where((key,)), text))
+    document.fail()
+
+
+def _sourced(value: Any, path: Path) -> Any:
+    """A number of a user, with a standing and a source where it has none."""
+    fact = value if isinstance(value, dict) and "value" in value else {"value": value}
+    return {"standing": "user", "source": path.name, **fact}
+
+
+def _named_chip(document: yamlio.Document, key: str, name: str, folder: Path) -> Path:
+    """The chip file that a key of another file names; a wrong name is a problem of that file."""
+    try:
+        path = _find(name, "chips", folder)
+        yamlio.read_text(path)
+    except ConfigError as error:
+        _refuse(document, key, str(error))
+    return path
+
+
+def _check_name(document: yamlio.Document, name: str, path: Path) -> None:
+    """Programs are made for the chip of a name: no file may take that of a shipped one."""
+    taken = shipped("chips").get(name)
+    if taken is not None and taken.resolve() != path.resolve():
+        _refuse(
+            document, "name", f"name: found {name}, the name of a shipped chip, allowed another"
+        )
+
+
+def _refuse(document: yamlio.Document, key: str, text: str) -> NoReturn:
+    document.problems.append((document.where((key,)), text))
+    document.fail()
+    raise AssertionError("a problem that was not raised")
+
+
 _MAX_EXTENDS = 5
+_SCHEMA = "nmtool.chip/v1"
 
 
 def _plain(value: Any) -> Any:
@@ -609,7 +716,7 @@ def is_chip(name: str) -> bool:
     if not _is_path(name):
         return name in shipped("chips") and name not in shipped("targets")
     data = yamlio.parse(yamlio.read_text(Path(name)), name).data
-    return isinstance(data, Mapping) and data.get("schema") == "nmtool.chip/v1"
+    return isinstance(data, Mapping) and data.get("schema") == _SCHEMA
 
 
 def load_hardware(name: str, overrides: Sequence[str] = ()) -> HardwareConfig:
@@ -623,14 +730,22 @@ def load_hardware(name: str, overrides: Sequence[str] = ()) -> HardwareConfig:
     path = _find(name, "targets", None)
     document = yamlio.read(path, overrides)
     config = yamlio.validate(document, HardwareConfig)
-    if _is_path(config.chip) and not Path(config.chip).is_absolute():
-        config = config.model_copy(update={"chip": str(path.parent / config.chip)})
+    if ("chip",) in document.marks:
+        found = _named_chip(document, "chip", config.chip, path.parent)
+    else:
+        found = _overriding_chip(config.chip)
+    read_chip(found)
+    return config.model_copy(update={"chip": str(found)}) if _is_path(config.chip) else config
+
+
+def _overriding_chip(name: str) -> Path:
+    """The chip file of ``-s hw.chip=NAME``: a path begins in the working directory."""
     try:
-        load_chip(config.chip)
+        path = _find(name, "chips", None)
+        yamlio.read_text(path)
     except ConfigError as error:
-        document.problems.append((document.where(("chip",)), str(error)))
-        document.fail()
-    return config
+        raise ConfigError(f"-s hw.chip={name}: {error}") from None
+    return path
 
 
 def backend_hint(name: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from nmtool.chip import ChipSpec, SignMode, SynapseFormat
 from nmtool.config import Check, Data, Readout
+from nmtool.designrules import Violation, refuse
 from nmtool.errors import ConfigError, FitError, UnsupportedError
 from nmtool.fixedpoint import (
     ALIGN_BITS,
@@ -70,6 +71,9 @@ STATE_SCALE = WEIGHT_SCALE << ALIGN_BITS
 
 MESSAGE_BIAS = (-(1 << 15), (1 << 15) - 1)
 """Bias mantissas of sigma-delta neurons: 16 bits (lava-nc 0.10.0, ``lava.proc.sdn.models``)."""
+
+MESSAGE_BASIS = "documented: lava-nc 0.10.0, lava.proc.sdn.models"
+GRID_BASIS = "documented: nengo-loihi block.py, lava-nc utils/weightutils.py"
 
 
 Model: TypeAlias = Literal["cuba", "delta", "sigma_delta", "sigma"]
@@ -315,15 +319,25 @@ def check_mantissa(name: str, mantissa: IntArray, format: SynapseFormat) -> None
     Raises:
         FitError: names the projection, a value found and the values allowed.
     """
+    refuse(off_grid(name, mantissa, format))
+
+
+def off_grid(name: str, mantissa: IntArray, format: SynapseFormat) -> list[Violation]:
+    """The first mantissa that is not in the range and on the grid of a synapse format."""
     inside = (mantissa >= format.minimum) & (mantissa <= format.maximum)
     wrong = ~(inside & (mantissa % format.step == 0))
-    if np.any(wrong):
-        index = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise FitError(
-            f"projection {name}: found the weight mantissa {mantissa[index]} at {index}, "
-            f"allowed multiples of {format.step} from {format.minimum} to {format.maximum} "
-            f"({format})"
+    if not np.any(wrong):
+        return []
+    index = tuple(int(i) for i in np.argwhere(wrong)[0])
+    return [
+        Violation(
+            "NM-FIT-004",
+            f"projection {name}",
+            f"the weight mantissa {mantissa[index]} at {index}",
+            f"multiples of {format.step} from {format.minimum} to {format.maximum} ({format})",
+            GRID_BASIS,
         )
+    ]
 
 
 def quantize_weights(weight: RealArray, format: SynapseFormat) -> IntArray:
@@ -366,7 +380,9 @@ def choose_format(
     """
     if bits not in chip.weight_bits:
         allowed = ", ".join(map(str, chip.weight_bits))
-        raise FitError(f"projection {name}: found weight_bits {bits}, allowed {allowed}")
+        found = f"weight_bits {bits}"
+        basis = chip.standing("weight_bits")
+        refuse([Violation("NM-FIT-003", f"projection {name}", found, allowed, basis)])
     _finite(f"projection {name}.weight", weight)
     modes: tuple[SignMode, ...] = (sign_mode,) if sign_mode else _sign_modes(weight)
     formats = [
@@ -486,6 +502,7 @@ def quantize_neuron(name: str, neuron: CubaLif, chip: ChipSpec) -> tuple[int, in
         decay_u,
         (0, chip.decay_max),
         (offset / DECAY_ONE, (chip.decay_max + offset) / DECAY_ONE),
+        chip.standing("decay_bits"),
     )
     _in_range(
         f"{name}.voltage_decay",
@@ -493,6 +510,7 @@ def quantize_neuron(name: str, neuron: CubaLif, chip: ChipSpec) -> tuple[int, in
         decay_v,
         (0, chip.decay_max),
         (0, chip.decay_max / DECAY_ONE),
+        chip.standing("decay_bits"),
     )
     _in_range(
         f"{name}.threshold",
@@ -500,6 +518,7 @@ def quantize_neuron(name: str, neuron: CubaLif, chip: ChipSpec) -> tuple[int, in
         threshold,
         (0, chip.threshold_max),
         (0, chip.threshold_max / WEIGHT_SCALE),
+        chip.standing("threshold_bits"),
     )
     return decay_u, decay_v, threshold
 
@@ -510,13 +529,18 @@ def _finite(name: str, real: float | RealArray) -> None:
 
 
 def _in_range(
-    name: str, real: float, value: int, allowed: tuple[int, int], real_range: tuple[float, float]
+    name: str,
+    real: float,
+    value: int,
+    allowed: tuple[int, int],
+    real_range: tuple[float, float],
+    basis: str,
+    code: str = "NM-FIT-001",
 ) -> None:
     if not allowed[0] <= value <= allowed[1]:
-        raise FitError(
-            f"{name}: found {real:g} (register value {value}), allowed {real_range[0]:g} to "
-            f"{real_range[1]:g} (register {allowed[0]} to {allowed[1]})"
-        )
+        found = f"{real:g} (register value {value})"
+        span = f"{real_range[0]:g} to {real_range[1]:g} (register {allowed[0]} to {allowed[1]})"
+        refuse([Violation(code, name, found, span, basis)])
 
 
 def quantized_neuron_value(decay_u: int, decay_v: int, threshold: int) -> CubaLif:
@@ -555,7 +579,7 @@ def _population(
     if isinstance(neuron, CubaLif):
         quantized = _cuba(name, population, neuron, chip, errors)
     else:
-        quantized = _sigma_delta(name, population, neuron, errors)
+        quantized = _sigma_delta(name, population, neuron, chip, errors)
     _note_delay(f"{name}.axonal_delay", population.axonal_delay, errors)
     return replace(quantized, axonal_delay=population.axonal_delay, reset=population.reset)
 
@@ -573,10 +597,10 @@ def _cuba(
     for key, register in registers.items():
         _note_value(f"{name}.{key}", getattr(neuron, key), getattr(got, key), register, errors)
     if not 1 <= neuron.refractory_delay <= chip.refractory_delay_max:
-        raise FitError(
-            f"{name}.refractory_delay: found {neuron.refractory_delay} steps, "
-            f"allowed 1 to {chip.refractory_delay_max}"
-        )
+        where, found = f"{name}.refractory_delay", f"{neuron.refractory_delay} steps"
+        allowed = f"1 to {chip.refractory_delay_max}"
+        basis = chip.standing("refractory_delay_max")
+        refuse([Violation("NM-FIT-007", where, found, allowed, basis)])
     mantissa, exponent = _bias(name, population, chip, errors)
     return QuantizedPopulation(
         population.shape,
@@ -593,6 +617,7 @@ def _sigma_delta(
     name: str,
     population: Population,
     neuron: Delta | SigmaDelta | Sigma,
+    chip: ChipSpec,
     errors: list[ParameterError],
 ) -> QuantizedPopulation:
     if population.bias_exponent is not None:
@@ -604,16 +629,22 @@ def _sigma_delta(
         return QuantizedPopulation(population.shape, 0, 0, 0, zero, model="sigma")
     align = neuron.spike_exponent + neuron.state_exponent
     if min(neuron.spike_exponent, neuron.state_exponent) < 0 or align >= STATE_BITS:
-        raise FitError(
-            f"{name}: found the exponents {neuron.spike_exponent} (spike) and "
-            f"{neuron.state_exponent} (state), allowed from 0, below {STATE_BITS} together"
-        )
+        found = f"the exponents {neuron.spike_exponent} (spike) and {neuron.state_exponent} (state)"
+        allowed = f"from 0, below {STATE_BITS} together"
+        basis = chip.standing("state_bits")
+        refuse([Violation("NM-FIT-009", name, found, allowed, basis)])
     _finite(f"{name}.threshold", neuron.threshold)
     threshold = int(round_nearest(WEIGHT_SCALE * neuron.threshold))
     limit = (STATE_LIMIT - 1) >> align
     real = threshold / WEIGHT_SCALE
     _in_range(
-        f"{name}.threshold", neuron.threshold, threshold, (0, limit), (0, limit / WEIGHT_SCALE)
+        f"{name}.threshold",
+        neuron.threshold,
+        threshold,
+        (0, limit),
+        (0, limit / WEIGHT_SCALE),
+        chip.standing("state_bits"),
+        "NM-FIT-009",
     )
     _note_value(f"{name}.threshold", neuron.threshold, real, threshold, errors)
     mantissa = zero if population.bias is None else _message_bias(name, population.bias, errors)
@@ -638,10 +669,8 @@ def _message_bias(name: str, bias: RealArray, errors: list[ParameterError]) -> I
     mantissa = round_nearest(real * WEIGHT_SCALE)
     low, high = MESSAGE_BIAS
     if mantissa.min() < low or mantissa.max() > high:
-        raise FitError(
-            f"{name}.bias: found {_span(real)}, "
-            f"allowed {low / WEIGHT_SCALE:g} to {high / WEIGHT_SCALE:g}"
-        )
+        allowed = f"{low / WEIGHT_SCALE:g} to {high / WEIGHT_SCALE:g}"
+        refuse([Violation("NM-FIT-009", f"{name}.bias", _span(real), allowed, MESSAGE_BASIS)])
     difference = mantissa / WEIGHT_SCALE - real
     rms = float(np.sqrt(np.mean(difference**2)))
     error = float(np.abs(difference).max())
@@ -663,9 +692,9 @@ def _bias(
     first, last = chip.bias_exponent
     if population.bias_exponent is not None:
         if not first <= population.bias_exponent <= last:
-            raise FitError(
-                f"{name}.bias_exponent: found {population.bias_exponent}, allowed {first} to {last}"
-            )
+            where, found = f"{name}.bias_exponent", str(population.bias_exponent)
+            basis = chip.standing("bias_exponent")
+            refuse([Violation("NM-FIT-008", where, found, f"{first} to {last}", basis)])
         first = last = population.bias_exponent
     if population.bias is None:
         return np.zeros(population.size, dtype=np.int64), first
@@ -677,10 +706,10 @@ def _bias(
         if low <= mantissa.min() and mantissa.max() <= high:
             break
     else:
-        raise FitError(
-            f"{name}.bias: found {_span(real)}, allowed "
-            f"{low * (1 << exponent) / STATE_SCALE:g} to {high * (1 << exponent) / STATE_SCALE:g}"
-        )
+        largest = (1 << exponent) / STATE_SCALE
+        allowed = f"{low * largest:g} to {high * largest:g}"
+        basis = chip.standing("bias_mantissa")
+        refuse([Violation("NM-FIT-008", f"{name}.bias", _span(real), allowed, basis)])
     difference = shift(mantissa, exponent) / STATE_SCALE - real
     errors.append(
         ParameterError(
@@ -774,7 +803,8 @@ def _check_delay(name: str, delay: IntLike, chip: ChipSpec) -> None:
         raise UnsupportedError(f"{name}: found a delay that is not whole steps")
     low, high = int(np.min(delay, initial=0)), int(np.max(delay, initial=0))
     if low < 0 or high > chip.delay_max:
-        raise FitError(f"{name}: found {low} to {high} steps, allowed 0 to {chip.delay_max}")
+        found, allowed = f"{low} to {high} steps", f"0 to {chip.delay_max}"
+        refuse([Violation("NM-FIT-005", name, found, allowed, chip.standing("delay_max"))])
 
 
 @dataclass(frozen=True)

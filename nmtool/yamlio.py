@@ -108,6 +108,10 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: found bytes that are not UTF-8 ({error.reason})") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except ConfigError:
+        raise
+    except ValueError as error:  # a null byte in the name
+        raise ConfigError(f"{str(path)!r}: cannot be read ({error})") from None
 
 
 class _Composer(Composer):

@@ -14,7 +14,8 @@ from nmtool.backends.base import (
 from nmtool.backends.injected import check_injected
 from nmtool.backends.limits import LIMITS, limits_of
 from nmtool.chip import ChipSpec, HardwareConfig, load_chip
-from nmtool.compiler import Program, rules
+from nmtool.compiler import Program, Site, rules
+from nmtool.compiler.fit import held_against
 from nmtool.errors import ArtifactError, DependencyError, UnsupportedError
 
 __all__ = [
@@ -107,6 +108,13 @@ def open_session(program: Program, hardware: HardwareConfig) -> Session:
     return RecoveringSession(program, backend.open, hardware.recovery)
 
 
+def _site(program: Program, hardware: HardwareConfig) -> Site:
+    """Where a placement must fit: the chips of a board, or as many as it names in a simulator."""
+    if hardware.backend == "lava-loihi":
+        return Site(hardware.chips, hardware.cores_per_chip)
+    return Site(1 + max((part.chip for part in program.placement), default=0))
+
+
 def check_target(program: Program, hardware: HardwareConfig) -> None:
     """Check that a program was compiled for the chip and the weight bits of a target.
 
@@ -122,7 +130,9 @@ def check_target(program: Program, hardware: HardwareConfig) -> None:
             f"program {program.fingerprint}: made for the chip {program.chip}, the target "
             f"{hardware.name} has {chip.name}; compile it again for this target"
         )
-    rules.check(program.network, chip)
+    site = _site(program, hardware)
+    placed = held_against(program.network, chip, program.placement, site)
+    rules.refuse([*rules.registers(program.network, chip), *placed])
     if hardware.weight_bits is None:
         return
     for name, projection in program.network.projections.items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from nmtool import yamlio
-from nmtool.chip import ChipFile, HardwareConfig, load_chip, load_hardware
+from nmtool.chip import ChipChanges, ChipFile, HardwareConfig, load_chip, load_hardware, read_chip
 from nmtool.cli.common import FILE, Options, emit, verb
 from nmtool.config import Experiment
 from nmtool.errors import ConfigError, NmtoolError
@@ -23,10 +24,10 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "nmtool.chip/v1": ChipFile,
     "nmtool.quarantine/v1": Quarantine,
 }
-KINDS: dict[str, type[BaseModel]] = {
+KINDS: dict[str, Any] = {
     "experiment": Experiment,
     "hardware": HardwareConfig,
-    "chip": ChipFile,
+    "chip": ChipFile | ChipChanges,
     "quarantine": Quarantine,
 }
 
@@ -56,19 +57,22 @@ def check(files: tuple[str, ...], options: Options) -> None:
 
 def _check_file(path: Path, options: Options) -> str:
     document = yamlio.parse(yamlio.read_text(path), str(path))
-    for override in options.overrides:
-        yamlio.apply_override(document, override)
     schema = document.data.get("schema") if isinstance(document.data, dict) else None
     if schema not in SCHEMAS:
         row, column = document.where(("schema",))
         raise ConfigError(
             f"{path}:{row}:{column}: schema: found {schema!r}, allowed {', '.join(SCHEMAS)}"
         )
-    model = yamlio.validate(document, SCHEMAS[schema])
-    if isinstance(model, HardwareConfig):
+    if SCHEMAS[schema] is ChipFile:
+        read_chip(path, options.overrides)
+    elif SCHEMAS[schema] is HardwareConfig:
         load_hardware(str(path) if path.suffix else f"./{path}", options.hardware_overrides())
-    if isinstance(model, Experiment):
-        _check_network(model, path, document)
+    else:
+        for override in options.overrides:
+            yamlio.apply_override(document, override)
+        model = yamlio.validate(document, SCHEMAS[schema])
+        if isinstance(model, Experiment):
+            _check_network(model, path, document)
     return str(schema)
 
 
@@ -89,4 +93,4 @@ def _check_network(experiment: Experiment, path: Path, document: yamlio.Document
 @verb
 def schema(kind: str, options: Options) -> None:  # noqa: ARG001 (every verb has them)
     """Print the JSON Schema of a KIND of file, for editors."""
-    click.echo(json.dumps(KINDS[kind].model_json_schema(by_alias=True), indent=2))
+    click.echo(json.dumps(TypeAdapter(KINDS[kind]).json_schema(by_alias=True), indent=2))

@@ -71,6 +71,7 @@ def compile_program(
         latency=latency(quantized, arrival),
         bounds=tuple(state_bounds(quantized, steps)),
         simulators_only=tuple(rules.simulators_only(quantized, chip)),
+        warnings=tuple(rules.warnings(quantized, chip, site.probed)),
         placement=placement,
         fit=with_first_steps(fit, arrival) if fit else None,
         provenance=dict(provenance or {}),

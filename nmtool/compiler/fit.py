@@ -145,6 +145,8 @@ def lay_out(
     if site.placement is not None:
         return _given(costs, site, site.placement)
     boxes, problems = partition(costs)
+    known = list(network.populations)
+    problems.sort(key=lambda problem: known.index(problem.population))
     violations = [v for problem in problems for v in unsplittable(problem, chip)]
     if violations:
         return (), None, violations
@@ -170,73 +172,107 @@ def _given(
 ) -> tuple[Placement, Fit | None, list[Violation]]:
     """A placement from elsewhere: held against every limit."""
     network, chip = costs.network, costs.chip
-    boxes: Boxes = {
-        name: tuple(s.box for s in placement if s.population == name)
-        for name in network.populations
-    }
+    if wrong := misplaced(shapes_of(network), placement, site.chips, site.cores_of(chip)):
+        return (), None, [violation for _, violation in wrong]
+    boxes = _boxes(network, placement)
     ordered = tuple(s for name in boxes for s in placement if s.population == name)
-    shapes = {name: network.shapes[name] for name in network.populations}
-    found = [violation for _, violation in misplaced(shapes, placement, chip, site)]
-    if violations := found or list(overfull(costs, boxes, ordered)):
+    if violations := list(overfull(costs, boxes, ordered)):
         return (), None, violations
     flow = traffic(network, costs.wirings, slices_of(boxes), site.activity)
     hops = spike_hops(flow, ordered, chip, _basis(site))
     return ordered, _fit(costs, site, boxes, ordered, hops), []
 
 
-def misplaced(
-    populations: Mapping[str, Shape], placement: Placement, chip: ChipSpec, site: Site
-) -> Iterable[tuple[int | None, Violation]]:
-    """Where a placement names what there is not, or does not hold every neuron once.
+def held_against(
+    network: QuantizedNetwork, chip: ChipSpec, placement: Placement, site: Site
+) -> list[Violation]:
+    """What is wrong with a placement, if there is one: slices, cores, and what the cores hold.
 
-    ``populations`` holds the shape of each. Every violation comes with the index of the slice that
-    is at fault, None where there is none.
+    Spikes to the host are not counted: which are probed is not known.
     """
-    for index, s in enumerate(placement):
-        where = f"placement of {s.population} {s.box}"
-        for found, allowed in _wrong(populations, s, site.chips, site.cores_of(chip)):
-            yield index, Violation("NM-FIT-031", where, found, allowed)
-    for name, shape in populations.items():
-        size = int(np.prod(shape))
-        held = {index: s.box for index, s in enumerate(placement) if s.population == name}
-        covered, twice = sum(map(count, held.values())), _overlap(list(held.values()))
-        if covered != size or twice:
-            found = "neurons in two slices" if twice else f"{covered} neurons"
-            allowed = f"each of its {size} neurons once"
-            at = next(iter(held), None)
-            yield at, Violation("NM-FIT-031", f"placement of {name}", found, allowed)
+    if not placement:
+        return []
+    if wrong := misplaced(shapes_of(network), placement, site.chips, site.cores_of(chip)):
+        return [violation for _, violation in wrong]
+    costs = Costs.of(network, chip, ())
+    return list(overfull(costs, _boxes(network, placement), placement))
+
+
+def shapes_of(network: QuantizedNetwork) -> dict[str, Shape]:
+    """The shape of every population."""
+    return {name: network.shapes[name] for name in network.populations}
+
+
+def misplaced(
+    shapes: Mapping[str, Shape], placement: Placement, chips: int, cores: int
+) -> list[tuple[int | None, Violation]]:
+    """Slices that are none of the populations', or on no core, and neurons not placed once.
+
+    ``shapes`` holds the shape of each population. Every violation comes with the index of the slice
+    that is at fault, None where there is none.
+    """
+    wrong: list[tuple[int | None, Violation]] = [
+        (index, Violation("NM-FIT-031", f"placement of {part.population} {part.box}", *said))
+        for index, part in enumerate(placement)
+        for said in _wrong(shapes, part, chips, cores)
+    ]
+    return wrong or list(_uncovered(shapes, placement))
 
 
 def _wrong(
-    populations: Mapping[str, Shape], s: Slice, chips: int, cores: int
+    shapes: Mapping[str, Shape], part: Slice, chips: int, cores: int
 ) -> Iterable[tuple[str, str]]:
     """What is wrong with one slice: what was found and what is allowed."""
-    if s.population not in populations:
-        yield f"the population {s.population}", ", ".join(populations)
-        return
-    shape = populations[s.population]
-    if len(s.box) != len(shape) or any(
-        not 0 <= start < stop <= size for (start, stop), size in zip(s.box, shape, strict=True)
+    shape = shapes.get(part.population)
+    if shape is None:
+        yield f"the population {part.population}", ", ".join(shapes)
+    elif len(part.box) != len(shape) or not all(
+        0 <= start < stop <= size for (start, stop), size in zip(part.box, shape, strict=True)
     ):
-        yield f"{s.box}", f"a box of the shape {shape}"
-    if not (0 <= s.chip < chips and 0 <= s.core < cores):
-        yield f"chip {s.chip}, core {s.core}", f"chips 0 to {chips - 1}, cores 0 to {cores - 1}"
+        yield f"{part.box}", f"a box of the shape {shape}"
+    if not (0 <= part.chip < chips and 0 <= part.core < cores):
+        found = f"chip {part.chip}, core {part.core}"
+        yield found, f"chips 0 to {chips - 1}, cores 0 to {cores - 1}"
 
 
-def _overlap(boxes: Sequence[Box]) -> bool:
-    return any(
-        all(max(a[0], b[0]) < min(a[1], b[1]) for a, b in zip(boxes[i], boxes[j], strict=False))
-        for i in range(len(boxes))
-        for j in range(i)
-    )
+def _uncovered(
+    shapes: Mapping[str, Shape], placement: Placement
+) -> Iterable[tuple[int | None, Violation]]:
+    """Populations of which not every neuron is in one slice."""
+    for name, shape in shapes.items():
+        held = {index: s.box for index, s in enumerate(placement) if s.population == name}
+        size, covered = int(np.prod(shape)), sum(map(count, held.values()))
+        if covered != size or _overlap(list(held.values()), shape):
+            found = f"{covered} neurons" if covered != size else "neurons in two slices"
+            allowed = f"each of its {size} neurons once"
+            violation = Violation("NM-FIT-031", f"placement of {name}", found, allowed)
+            yield next(iter(held), None), violation
+
+
+def _overlap(held: Sequence[Box], shape: Shape) -> bool:
+    """Whether a neuron is in two boxes."""
+    times = np.zeros(shape, dtype=np.int64)
+    for box in held:
+        times[tuple(slice(*ends) for ends in box)] += 1
+    return bool(times.max(initial=0) > 1)
+
+
+def _boxes(network: QuantizedNetwork, placement: Placement) -> Boxes:
+    """The boxes of every population, in the order of the network."""
+    held: dict[str, list[Box]] = {name: [] for name in network.populations}
+    for part in placement:
+        held[part.population].append(part.box)
+    return {name: tuple(boxes) for name, boxes in held.items()}
 
 
 def overfull(costs: Costs, boxes: Boxes, placement: Placement) -> Iterable[Violation]:
     """The cores of a placement that hold more than they can."""
+    held: dict[tuple[int, int], list[str]] = {}
+    for part in placement:
+        held.setdefault((part.chip, part.core), []).append(part.population)
     for (chip, core), demand in _by_core(costs, boxes, placement).items():
-        held = [s.population for s in placement if (s.chip, s.core) == (chip, core)]
         for resource in exceeded(demand, costs.chip):
-            where = f"chip {chip} core {core} ({', '.join(dict.fromkeys(held))})"
+            where = f"chip {chip} core {core} ({', '.join(dict.fromkeys(held[chip, core]))})"
             yield core_overfull(where, demand, resource, costs.chip)
 
 
@@ -254,12 +290,12 @@ def _fit(costs: Costs, site: Site, boxes: Boxes, placement: Placement, hops: Hop
         demands = [costs.demand(name, box, boxes) for box in held]
         largest = Demand(*(max(getattr(d, r) for d in demands) for r in RESOURCES))
         part = shares(largest, costs.chip)
-        limiting = max((r for r in SPLITTING if r in part), key=lambda r: part[r])
+        limiting = max(SPLITTING, key=lambda r: part.get(r, 0.0))
         cores = len({(s.chip, s.core) for s in placement if s.population == name})
         total = sum(demands, Demand())
         size = costs.network.populations[name].size
         layers.append(
-            LayerFit(name, size, cores, held[0], largest, total, limiting, part[limiting])
+            LayerFit(name, size, cores, held[0], largest, total, limiting, part.get(limiting, 0.0))
         )
     used = len({(s.chip, s.core) for s in placement})
     return Fit(site.chips, site.cores_of(costs.chip), used, tuple(layers), hops)

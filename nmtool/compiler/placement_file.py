@@ -74,7 +74,7 @@ def read_placement(
     document = yamlio.read(Path(path))
     file = yamlio.validate(document, PlacementFile)
     placement = tuple(entry.slice() for entry in file.slices)
-    for index, violation in misplaced(populations, placement, chip, site):
+    for index, violation in misplaced(populations, placement, site.chips, site.cores_of(chip)):
         at = ("slices",) if index is None else ("slices", index)
         document.problems.append((document.where(at), str(violation)))
     document.fail()

@@ -13,6 +13,7 @@ import numpy as np
 
 from nmtool.compiler.fit import Fit
 from nmtool.compiler.place import Placement
+from nmtool.designrules import Violation
 from nmtool.errors import ConfigError
 from nmtool.fixedpoint import IntArray
 from nmtool.network import counted, data_flow
@@ -48,7 +49,8 @@ class Program:
     ``bounds`` are the worst-case states within one sample. The fingerprint covers everything that
     decides a spike, so two programs with one fingerprint give the same spikes.
     ``simulators_only`` names the values that no chip register holds, and what would take their
-    place on one; simulators run them as written.
+    place on one; simulators run them as written. ``warnings`` are the design rules that say what
+    may go wrong on the chip.
     """
 
     network: QuantizedNetwork
@@ -57,6 +59,7 @@ class Program:
     latency: int
     bounds: tuple[StateBound, ...] = ()
     simulators_only: tuple[str, ...] = ()
+    warnings: tuple[Violation, ...] = ()
     placement: Placement = ()
     fit: Fit | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -1,135 +1,41 @@
-"""Design rules: what must hold before a network goes to a chip.
-
-Every rule has a code that stays: scripts and users may refer to it.
-"""
+"""Checks of the design rules: what of a network, a chip's registers and cores do not hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from nmtool.chip import ChipSpec
 from nmtool.compiler.partition import Demand, Unsplittable, limit
-from nmtool.errors import FitError
+from nmtool.designrules import RULES, Rule, Severity, Violation, in_order, refuse
 from nmtool.fixedpoint import DECAY_ONE, STATE_BITS, STATE_LIMIT
+from nmtool.network import IntLike
+from nmtool.operations import Conv, Shape, SumPool
 from nmtool.quantization import (
+    MESSAGE_BASIS,
     MESSAGE_BIAS,
     QuantizedNetwork,
     QuantizedPopulation,
     QuantizedProjection,
-    check_mantissa,
+    off_grid,
 )
 
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What must hold, and what to do where it does not."""
-
-    sentence: str
-    advice: str
-    severity: Severity = "error"
-
-
-RULES: dict[str, Rule] = {
-    "NM-FIT-001": Rule(
-        "A register holds the values of its bits only.",
-        "scale the weights and the threshold together, or choose another decay",
-    ),
-    "NM-FIT-002": Rule(
-        "The exponent of a projection's weights is within the chip's range.",
-        "scale the weights and the threshold of the target together",
-    ),
-    "NM-FIT-003": Rule(
-        "Weights have a number of bits that the chip stores.",
-        "compile with another number of weight bits",
-    ),
-    "NM-FIT-004": Rule(
-        "Weight mantissas lie on the grid of their synapse format.",
-        "quantise the weights again",
-    ),
-    "NM-FIT-005": Rule("A delay is within the chip's range.", "train with a smaller largest delay"),
-    "NM-FIT-006": Rule(
-        "An axonal and a synaptic delay together are within the chip's range.",
-        "shorten one of the two",
-    ),
-    "NM-FIT-007": Rule(
-        "The refractory delay is within the chip's range.", "choose a shorter refractory delay"
-    ),
-    "NM-FIT-008": Rule(
-        "Bias mantissa and exponent are within the chip's range.",
-        "choose another bias_exponent, or a smaller bias",
-    ),
-    "NM-FIT-009": Rule(
-        "The scales of a sigma-delta neuron leave room in its state.",
-        "choose smaller spike and state exponents",
-    ),
-    "NM-FIT-010": Rule(
-        "Graded messages need a chip whose spikes carry them.",
-        "use spiking neurons and spike inputs, or compile for loihi2",
-    ),
-    "NM-FIT-020": Rule("A neuron fits a core.", "compile for another chip"),
-    "NM-FIT-021": Rule(
-        "The synapses of one neuron, or the kernels of one channel, fit a core's memory.",
-        "use fewer weight bits, fewer sources, or a smaller kernel",
-    ),
-    "NM-FIT-022": Rule(
-        "The sources of one neuron fit a core's input axons.",
-        "use fewer sources: a layer between, pooling, or a sparser projection",
-    ),
-    "NM-FIT-023": Rule(
-        "The cores that one neuron sends to fit a core's output axons.",
-        "send to fewer populations or cores: a layer between, or smaller targets",
-    ),
-    "NM-FIT-024": Rule(
-        "Synapses, axons and neurons together fit a core's memory.",
-        "use fewer weight bits or fewer sources",
-    ),
-    "NM-FIT-025": Rule("Neuron groups fit a core.", "compile for another chip"),
-    "NM-FIT-026": Rule("Threshold profiles fit a core.", "compile for another chip"),
-    "NM-FIT-027": Rule(
-        "The synapse formats of the projections into a population fit a core.",
-        "give projections the same weight bits and exponent, or join them",
-    ),
-    "NM-FIT-028": Rule(
-        "The delays of a neuron fit a core's accumulator slots.", "use shorter delays"
-    ),
-    "NM-FIT-030": Rule(
-        "The slices of a network fit the cores of the target.",
-        "use fewer neurons, weight bits or shorter delays, or a board of more chips",
-    ),
-    "NM-FIT-031": Rule(
-        "A given placement holds every neuron once, on cores that there are.",
-        "change the placement, or leave it out",
-    ),
-    "NM-FIT-040": Rule(
-        "A program keeps to its budget.", "make the network smaller, or the budget larger"
-    ),
-    "NM-FIT-050": Rule(
-        "A convolution's source is not wider than one spike address counts.",
-        "turn the axes, or pool the input",
-        "warning",
-    ),
-    "NM-FIT-051": Rule(
-        "Large inputs of a convolution have stopped Loihi 2 without a message.",
-        "run it with a timeout, or pool the input",
-        "warning",
-    ),
-    "NM-FIT-052": Rule(
-        "A reset interval is a power of two on the chip.",
-        "choose a power of two; lava-loihi refuses others, simulators run them",
-        "warning",
-    ),
-    "NM-FIT-053": Rule(
-        "Probed neurons fit the counters of a chip's embedded processors.",
-        "probe fewer populations",
-        "warning",
-    ),
-}
+__all__ = [
+    "RULES",
+    "Rule",
+    "Severity",
+    "Violation",
+    "check",
+    "core_overfull",
+    "in_order",
+    "refuse",
+    "registers",
+    "simulators_only",
+    "too_many_cores",
+    "unsplittable",
+    "warnings",
+]
 
 _RESOURCE_RULES = {
     "neurons": "NM-FIT-020",
@@ -142,45 +48,6 @@ _RESOURCE_RULES = {
     "synapse_formats": "NM-FIT-027",
     "delay_slots": "NM-FIT-028",
 }
-
-
-@dataclass(frozen=True)
-class Violation:
-    """One rule that does not hold: which object, what was found, what is allowed.
-
-    ``basis`` says whether a documented or an inferred limit is behind it, and its source.
-    """
-
-    code: str
-    where: str
-    found: str
-    allowed: str
-    basis: str = ""
-    advice: str = ""
-
-    @property
-    def severity(self) -> Severity:
-        """Error or warning."""
-        return RULES[self.code].severity
-
-    def __str__(self) -> str:
-        basis = f" ({self.basis})" if self.basis else ""
-        advice = self.advice or RULES[self.code].advice
-        return (
-            f"{self.code} {self.where}: found {self.found}, allowed {self.allowed}{basis}; {advice}"
-        )
-
-
-def refuse(violations: Iterable[Violation]) -> None:
-    """Raise all errors among violations at once, in the order of their codes.
-
-    Raises:
-        FitError: one line for each.
-    """
-    errors = [v for v in violations if v.severity == "error"]
-    if errors:
-        errors.sort(key=lambda v: v.code)
-        raise FitError("\n".join(map(str, errors)))
 
 
 def unsplittable(problem: Unsplittable, chip: ChipSpec) -> list[Violation]:
@@ -203,23 +70,25 @@ def too_many_cores(
     """A network of more slices than there are cores; ``layers`` counts the cores of each."""
     most = sorted(layers, key=lambda layer: -layer[1])[:3]
     largest = ", ".join(f"{name} {count}" for name, count in most)
+    basis = chip.standing("cores") if cores == chip.cores else "cores_per_chip of the target"
     return Violation(
         "NM-FIT-030",
         "network",
         f"{needed} cores needed (most by {largest})",
         f"{cores * chips} ({chips} x {cores})",
-        chip.standing("cores"),
+        basis,
     )
 
 
 def core_overfull(where: str, demand: Demand, resource: str, chip: ChipSpec) -> Violation:
     """A core that a given placement asks too much of."""
     return Violation(
-        "NM-FIT-031",
+        _RESOURCE_RULES[resource],
         where,
         f"{getattr(demand, resource)} {_unit(resource)}",
         f"{limit(chip, resource)} a core",
         chip.standing(f"{resource}_per_core"),
+        RULES["NM-FIT-031"].advice,
     )
 
 
@@ -243,59 +112,47 @@ def registers(network: QuantizedNetwork, chip: ChipSpec) -> list[Violation]:
     problems: list[Violation] = []
     for name, population in network.populations.items():
         problems += _population(name, population, chip)
-        if population.graded and chip.message_bits == (0,):
-            problems.append(_messages(name, population.model, chip))
+        if population.graded:
+            problems += _messages(name, f"a {population.model} neuron's messages", chip)
     for name, source in network.inputs.items():
-        if source.kind == "graded" and chip.message_bits == (0,):
-            problems.append(_messages(f"input {name}", "graded values", chip))
+        if source.kind == "graded":
+            problems += _messages(f"input {name}", "graded values", chip)
     for name, projection in network.projections.items():
-        low, high = chip.weight_exponent
-        where = f"projection {name}.weight_exponent"
-        _range(problems, "NM-FIT-002", where, projection.weight_exponent, low, high)
-        for extreme in sorted({projection.delay_min, projection.delay_max}):
-            _range(problems, "NM-FIT-005", f"projection {name}.delay", extreme, 0, chip.delay_max)
-        if projection.weight_bits not in chip.weight_bits:
-            allowed = ", ".join(map(str, chip.weight_bits))
-            problems.append(
-                Violation(
-                    "NM-FIT-003",
-                    f"projection {name}.weight_bits",
-                    str(projection.weight_bits),
-                    allowed,
-                )
-            )
-            continue
-        problems += _grid(name, projection)
+        problems += _projection(name, projection, chip)
     if network.delay_max > chip.delay_max:
-        problems.append(
-            Violation(
-                "NM-FIT-006",
-                "network",
-                f"an axonal and a synaptic delay of {network.delay_max} steps together",
-                str(chip.delay_max),
-            )
-        )
+        found = f"an axonal and a synaptic delay of {network.delay_max} steps together"
+        basis = chip.standing("delay_max")
+        problems.append(Violation("NM-FIT-006", "network", found, str(chip.delay_max), basis))
     return problems
 
 
-def _grid(name: str, projection: QuantizedProjection) -> list[Violation]:
-    try:
-        check_mantissa(name, projection.weight_mantissa, projection.format)
-    except FitError as error:
-        where, _, rest = str(error).partition(": found ")
-        found, _, allowed = rest.partition(", allowed ")
-        return [Violation("NM-FIT-004", where, found, allowed)]
-    return []
-
-
-def _messages(where: str, what: str, chip: ChipSpec) -> Violation:
-    return Violation(
-        "NM-FIT-010",
-        where,
-        what,
-        f"spikes without payload on {chip.name}",
-        chip.standing("message_bits"),
+def _projection(name: str, projection: QuantizedProjection, chip: ChipSpec) -> list[Violation]:
+    exponent, where = projection.weight_exponent, f"projection {name}"
+    problems = _range(
+        "NM-FIT-002",
+        f"{where}.weight_exponent",
+        exponent,
+        chip.weight_exponent,
+        chip.standing("weight_exponent"),
     )
+    basis = chip.standing("delay_max")
+    for extreme in sorted({projection.delay_min, projection.delay_max}):
+        problems += _range("NM-FIT-005", f"{where}.delay", extreme, (0, chip.delay_max), basis)
+    if projection.weight_bits in chip.weight_bits:
+        return problems + off_grid(name, projection.weight_mantissa, projection.format)
+    allowed = ", ".join(map(str, chip.weight_bits))
+    found, basis = str(projection.weight_bits), chip.standing("weight_bits")
+    return [*problems, Violation("NM-FIT-003", f"{where}.weight_bits", found, allowed, basis)]
+
+
+def _messages(where: str, what: str, chip: ChipSpec) -> list[Violation]:
+    """Messages are as wide as the states that they are cut from."""
+    widest = max(chip.message_bits)
+    if widest >= STATE_BITS:
+        return []
+    allowed = f"up to {widest} bits" if widest else "spikes without payload"
+    found, basis = f"{what} of {STATE_BITS} bits", chip.standing("message_bits")
+    return [Violation("NM-FIT-010", where, found, f"{allowed} on {chip.name}", basis)]
 
 
 _SIMULATED = {"decay_u": -1, "decay_v": DECAY_ONE, "threshold": 1 << 17}
@@ -309,88 +166,162 @@ def simulators_only(network: QuantizedNetwork, chip: ChipSpec) -> list[str]:
         f"{min(max(value, low), high)}"
         for name, population in network.populations.items()
         if not population.graded
-        for key, value, (low, high) in _registers(population, chip)
+        for key, value, (low, high), _ in _registers(population, chip)
         if not low <= value <= high
     ]
 
 
 def _registers(
     population: QuantizedPopulation, chip: ChipSpec
-) -> list[tuple[str, int, tuple[int, int]]]:
-    """Name, value and range of the registers of a CUBA population."""
+) -> list[tuple[str, int, tuple[int, int], str]]:
+    """Name, value and range of the registers of a CUBA population, and which limit that is."""
     return [
-        ("decay_u", population.decay_u, (0, chip.decay_max)),
-        ("decay_v", population.decay_v, (0, chip.decay_max)),
-        ("threshold", population.threshold, (0, chip.threshold_max)),
+        ("decay_u", population.decay_u, (0, chip.decay_max), "decay_bits"),
+        ("decay_v", population.decay_v, (0, chip.decay_max), "decay_bits"),
+        ("threshold", population.threshold, (0, chip.threshold_max), "threshold_bits"),
     ]
 
 
 def _population(name: str, population: QuantizedPopulation, chip: ChipSpec) -> list[Violation]:
     problems: list[Violation] = []
-    delay = population.axonal_delay
-    for extreme in (int(np.min(delay)), int(np.max(delay))):
-        _range(problems, "NM-FIT-005", f"{name}.axonal_delay", extreme, 0, chip.delay_max)
+    basis = chip.standing("delay_max")
+    for extreme in _extremes(population.axonal_delay):
+        where = f"{name}.axonal_delay"
+        problems += _range("NM-FIT-005", where, extreme, (0, chip.delay_max), basis)
     if population.graded:
-        return problems + _sigma_delta(name, population)
-    for key, value, allowed in _registers(population, chip):
+        return problems + _sigma_delta(name, population, chip)
+    for key, value, allowed, limit_ in _registers(population, chip):
         if value != _SIMULATED[key]:
-            _range(problems, "NM-FIT-001", f"{name}.{key}", value, *allowed)
-    _range(
-        problems,
-        "NM-FIT-008",
-        f"{name}.bias_exponent",
-        population.bias_exponent,
-        *chip.bias_exponent,
-    )
-    _range(
-        problems,
-        "NM-FIT-007",
-        f"{name}.refractory_delay",
-        population.refractory_delay,
-        1,
-        chip.refractory_delay_max,
-    )
-    for extreme in (population.bias_mantissa.min(), population.bias_mantissa.max()):
-        _range(problems, "NM-FIT-008", f"{name}.bias_mantissa", int(extreme), *chip.bias_mantissa)
+            basis = chip.standing(limit_)
+            problems += _range("NM-FIT-001", f"{name}.{key}", value, allowed, basis)
+    exponent, refractory = population.bias_exponent, population.refractory_delay
+    basis = chip.standing("bias_exponent")
+    problems += _range("NM-FIT-008", f"{name}.bias_exponent", exponent, chip.bias_exponent, basis)
+    allowed, basis = (1, chip.refractory_delay_max), chip.standing("refractory_delay_max")
+    problems += _range("NM-FIT-007", f"{name}.refractory_delay", refractory, allowed, basis)
+    basis = chip.standing("bias_mantissa")
+    for extreme in _extremes(population.bias_mantissa):
+        where = f"{name}.bias_mantissa"
+        problems += _range("NM-FIT-008", where, extreme, chip.bias_mantissa, basis)
     return problems
 
 
-def _sigma_delta(name: str, population: QuantizedPopulation) -> list[Violation]:
+def _sigma_delta(name: str, population: QuantizedPopulation, chip: ChipSpec) -> list[Violation]:
     problems: list[Violation] = []
-    spike, state = population.spike_exponent, population.state_exponent
+    align = population.spike_exponent + population.state_exponent
     if population.model == "sigma":
         for key in ("threshold", "spike_exponent", "state_exponent"):
-            _range(problems, "NM-FIT-009", f"{name}.{key}", getattr(population, key), 0, 0)
-    elif min(spike, state) < 0 or spike + state >= STATE_BITS:
-        problems.append(
-            Violation(
-                "NM-FIT-009",
-                name,
-                f"the exponents {spike} (spike) and {state} (state)",
-                f"from 0, below {STATE_BITS} together",
-            )
+            found = getattr(population, key)
+            problems += _range("NM-FIT-009", f"{name}.{key}", found, (0, 0), MESSAGE_BASIS)
+    elif min(population.spike_exponent, population.state_exponent) < 0 or align >= STATE_BITS:
+        found = (
+            f"the exponents {population.spike_exponent} (spike) and "
+            f"{population.state_exponent} (state)"
         )
+        allowed, basis = f"from 0, below {STATE_BITS} together", chip.standing("state_bits")
+        problems.append(Violation("NM-FIT-009", name, found, allowed, basis))
     else:
-        limit = (STATE_LIMIT - 1) >> (spike + state)
-        _range(problems, "NM-FIT-009", f"{name}.threshold", population.threshold, 0, limit)
+        span, basis = (0, (STATE_LIMIT - 1) >> align), chip.standing("state_bits")
+        where = f"{name}.threshold"
+        problems += _range("NM-FIT-009", where, population.threshold, span, basis)
         if np.any(population.bias_mantissa):
-            align = spike + state
-            _range(
-                problems,
-                "NM-FIT-009",
-                f"{name}.bias_exponent",
-                population.bias_exponent,
-                align,
-                align,
-            )
-    allowed = MESSAGE_BIAS if population.model == "sigma_delta" else (0, 0)
-    for extreme in (population.bias_mantissa.min(), population.bias_mantissa.max()):
-        _range(problems, "NM-FIT-009", f"{name}.bias_mantissa", int(extreme), *allowed)
+            where, exponent = f"{name}.bias_exponent", population.bias_exponent
+            problems += _range("NM-FIT-009", where, exponent, (align, align), MESSAGE_BASIS)
+    span = MESSAGE_BIAS if population.model == "sigma_delta" else (0, 0)
+    for extreme in _extremes(population.bias_mantissa):
+        where = f"{name}.bias_mantissa"
+        problems += _range("NM-FIT-009", where, extreme, span, MESSAGE_BASIS)
     return problems
+
+
+def _extremes(values: IntLike) -> tuple[int, int]:
+    return int(np.min(values)), int(np.max(values))
 
 
 def _range(
-    problems: list[Violation], code: str, name: str, found: int, low: int, high: int
-) -> None:
-    if not low <= found <= high:
-        problems.append(Violation(code, name, str(found), f"{low} to {high}"))
+    code: str, where: str, found: int, allowed: tuple[int, int], basis: str
+) -> list[Violation]:
+    low, high = allowed
+    if low <= found <= high:
+        return []
+    return [Violation(code, where, str(found), f"{low} to {high}", basis)]
+
+
+def warnings(
+    network: QuantizedNetwork, chip: ChipSpec, probed: Sequence[str] | None = None
+) -> list[Violation]:
+    """What a chip runs with a flaw or not at all, though every limit is kept.
+
+    ``probed`` names the populations whose spikes go to the host (None: the outputs).
+    """
+    found = [
+        *_wide_convolutions(network, chip),
+        *_hanging_convolutions(network, chip),
+        *_odd_resets(network),
+        *_probed(network, chip, network.outputs if probed is None else probed),
+    ]
+    return in_order(found)
+
+
+def _windows(network: QuantizedNetwork) -> Iterator[tuple[str, QuantizedProjection, Shape]]:
+    """Every convolution or pool of a projection, with the shape that it is applied to."""
+    for name, projection in network.projections.items():
+        shape = network.shapes[projection.source]
+        for operation in projection.operations:
+            if isinstance(operation, Conv | SumPool):
+                yield name, projection, shape
+            shape = operation.output_shape(shape)
+
+
+def _wide_convolutions(network: QuantizedNetwork, chip: ChipSpec) -> Iterator[Violation]:
+    for name, _, shape in _windows(network):
+        if shape[0] > chip.convolution_width_max:
+            yield Violation(
+                "NM-FIT-050",
+                f"projection {name}",
+                f"a source {shape[0]} wide in x; spikes from x = "
+                f"{chip.convolution_width_max} n - 1 may be dropped",
+                f"up to {chip.convolution_width_max}",
+                chip.standing("convolution_width_max"),
+            )
+
+
+def _hanging_convolutions(network: QuantizedNetwork, chip: ChipSpec) -> Iterator[Violation]:
+    spiking = {n for n, p in network.populations.items() if not p.graded}
+    for name, p, shape in _windows(network):
+        suspect = chip.convolution_hangs_from
+        if suspect is None or not {p.source, p.target} <= spiking:
+            continue
+        if all(size >= least for size, least in zip(shape, suspect, strict=True)):
+            yield Violation(
+                "NM-FIT-051",
+                f"projection {name}",
+                f"a source of shape {shape} between spiking populations",
+                f"smaller than {suspect}",
+                chip.standing("convolution_hangs_from"),
+            )
+
+
+def _odd_resets(network: QuantizedNetwork) -> Iterator[Violation]:
+    for name, population in network.populations.items():
+        interval = population.reset.interval if population.reset else 1
+        if interval & (interval - 1):
+            yield Violation(
+                "NM-FIT-052",
+                f"{name}.reset",
+                f"an interval of {interval} steps",
+                "powers of two",
+                "documented: lava-nc lava.proc.lif.process, LIFReset",
+            )
+
+
+def _probed(network: QuantizedNetwork, chip: ChipSpec, names: Sequence[str]) -> Iterator[Violation]:
+    count = sum(network.sizes[name] for name in names)
+    if count > chip.probed_neurons_max:
+        yield Violation(
+            "NM-FIT-053",
+            "network",
+            f"{count} probed neurons ({', '.join(names)})",
+            f"{chip.probed_neurons_max} a chip",
+            chip.standing("probed_neurons_max"),
+        )

@@ -17,8 +17,19 @@ from nmtool.compiler.partition import Demand
 from nmtool.compiler.place import Hops, Slice
 from nmtool.compiler.wiring import Box
 from nmtool.config import Check, Data, Readout
+from nmtool.designrules import Violation
 from nmtool.errors import ArtifactError, NmtoolError
-from nmtool.formats.claims import MAX_STATES, MAX_STEPS, build, check_network, check_weights, most
+from nmtool.formats.claims import (
+    MAX_STATES,
+    MAX_STEPS,
+    build,
+    check_fit,
+    check_network,
+    check_placement,
+    check_violation,
+    check_weights,
+    most,
+)
 from nmtool.formats.container import Array, Container, read_container, write_container
 from nmtool.formats.trains import Arrays, get_states, get_train, put_states, put_train
 from nmtool.network import (
@@ -302,6 +313,7 @@ def _write_program(program: Program, arrays: Arrays) -> dict[str, Any]:
         "latency": program.latency,
         "bounds": [asdict(bound) for bound in program.bounds],
         "simulators_only": list(program.simulators_only),
+        "warnings": [asdict(warning) for warning in program.warnings],
         "placement": [asdict(part) for part in program.placement],
         "fit": asdict(program.fit) if program.fit else None,
         "provenance": dict(program.provenance),
@@ -317,16 +329,26 @@ def _read_program(header: Mapping[str, Any], arrays: Arrays) -> Program:
         "latency": header["latency"],
         "bounds": tuple(_make(StateBound, bound) for bound in header["bounds"]),
         "simulators_only": tuple(header["simulators_only"]),
+        "warnings": tuple(_warning(warning) for warning in header["warnings"]),
         "placement": tuple(_slice(part) for part in header["placement"]),
-        "fit": _fit(header["fit"]) if header["fit"] else None,
+        "fit": None if header["fit"] is None else _fit(header["fit"]),
         "provenance": header["provenance"],
     }
     program = build(Program, values)
+    check_placement(program.network, program.placement)
+    if program.fit is not None:
+        check_fit(program.network, program.fit)
     if program.fingerprint != header["fingerprint"]:
         raise ArtifactError(
             f"found the fingerprint {header['fingerprint']}, its content has {program.fingerprint}"
         )
     return program
+
+
+def _warning(plain: Mapping[str, Any]) -> Violation:
+    warning = _make(Violation, plain)
+    check_violation(warning)
+    return warning
 
 
 def _slice(plain: Mapping[str, Any]) -> Slice:

@@ -14,6 +14,10 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import numpy as np
 
+from nmtool.compiler.fit import SPLITTING, Fit, misplaced, shapes_of
+from nmtool.compiler.partition import Demand
+from nmtool.compiler.place import Placement
+from nmtool.designrules import RULES, Violation
 from nmtool.errors import ArtifactError
 from nmtool.formats.container import MAX_BYTES
 from nmtool.network import Network
@@ -33,6 +37,9 @@ MAX_RASTER = MAX_BYTES
 """Bytes of one spike train as a dense raster: one a place, eight where messages are graded."""
 MAX_STATES = MAX_BYTES // 8
 """Values of u and v in one recording."""
+
+MAX_CHIPS, MAX_CORES = 1 << 14, 1 << 12
+"""Of a system, and of a chip: what the addresses of Loihi's mesh count (Davies et al. 2018)."""
 
 T = TypeVar("T")
 _WHOLE = 1 << 62
@@ -156,6 +163,64 @@ def _fan_in(operation: Any) -> int:
     if isinstance(operation, Sparse):
         return int(np.bincount(operation.target).max(initial=1))
     return int(operation.weight.shape[1]) if isinstance(operation, Dense) else 1
+
+
+def check_placement(network: QuantizedNetwork, placement: Placement) -> None:
+    """Check that a placement, if there is one, has every neuron once, on a core that may be.
+
+    Whether the cores of a chip hold it shows where the chip is known, when a program is opened.
+
+    Raises:
+        ArtifactError: names the slice or population, what was found and what is allowed.
+    """
+    if placement and (wrong := misplaced(shapes_of(network), placement, MAX_CHIPS, MAX_CORES)):
+        raise ArtifactError(str(wrong[0][1]))
+
+
+def check_fit(network: QuantizedNetwork, fit: Fit) -> None:
+    """Check that what a program takes of a chip is told of its populations, in possible numbers.
+
+    Raises:
+        ArtifactError: names the layer, what was found and what is allowed.
+    """
+    layers = [layer.population for layer in fit.layers]
+    if sorted(layers) != sorted(network.populations):
+        known = ", ".join(network.populations)
+        raise ArtifactError(f"fit: found the layers {', '.join(layers)[:200]}, allowed {known}")
+    most("fit.chips", fit.chips, MAX_CHIPS)
+    most("fit.cores_per_chip", fit.cores_per_chip, MAX_CORES)
+    most("fit.cores", fit.cores, fit.cores_available)
+    for what, number in (("hops", fit.hops.hops), ("crossings", fit.hops.crossings)):
+        most(f"fit.hops.{what}", number, _WHOLE)
+    _positive("fit.hops.random", fit.hops.random)
+    for layer in fit.layers:
+        where = f"fit of {layer.population}"
+        if layer.limiting not in SPLITTING:
+            allowed = ", ".join(SPLITTING)
+            raise ArtifactError(f"{where}: found {layer.limiting!r:.60}, allowed {allowed}")
+        most(f"{where}: neurons", layer.neurons, network.sizes[layer.population])
+        most(f"{where}: cores", layer.cores, fit.cores)
+        _positive(f"{where}: share", layer.share)
+        for demand in (layer.largest, layer.total):
+            for name in Demand.__dataclass_fields__:
+                most(f"{where}: {name}", getattr(demand, name), _WHOLE)
+
+
+def _positive(what: str, found: float) -> None:
+    if not 0 <= found < math.inf:
+        raise ArtifactError(f"{what}: found {found}, allowed numbers from 0")
+
+
+def check_violation(violation: Violation) -> None:
+    """Check that a design rule that a file names is one.
+
+    Raises:
+        ArtifactError: there is no such rule.
+    """
+    if violation.code not in RULES:
+        raise ArtifactError(
+            f"warnings: found the rule {violation.code!r:.60}, allowed those of nmtool.designrules"
+        )
 
 
 def check_weights(name: str, operations: Chain) -> None:

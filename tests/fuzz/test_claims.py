@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import regression_networks as golden_nets
 import strategies as nets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import changed_headers
 from test_containers import use, with_fingerprint, write
 
 from nmtool.compiler import compile_program
@@ -231,3 +234,125 @@ def test_what_is_not_hostile_is_read(tmp_path, recording):
             use(load(path))
         except NmtoolError as error:
             pytest.fail(str(error))
+
+
+SLICE = ("placement", 0)
+LAYER = ("fit", "layers", 0)
+
+
+def placed_twice(header, _):
+    header["placement"].append(header["placement"][0])
+
+
+def shared_neurons(header, _):
+    """Two slices of as many neurons as the population has, which share some."""
+    half = {**header["placement"][0], "box": [[0, 5], [0, 3], [0, 1]]}
+    parts = [
+        half,
+        {**half, "box": [[0, 5], [2, 5], [0, 1]]},
+        {**half, "box": [[0, 5], [0, 4], [1, 2]]},
+    ]
+    header["placement"] = [*parts, *header["placement"][1:]]
+
+
+def many_slices(header, _):
+    header["placement"] = [header["placement"][0]] * 20_000
+
+
+def huge_slices(header, _):
+    """Each as large as its population, so that counting neurons one by one would not end."""
+    header["network"]["populations"]["h"]["shape"] = [2000, 2000, 1]
+    header["placement"] = [{**header["placement"][0], "box": [[0, 2000]] * 2 + [[0, 1]]}] * 20_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put(*SLICE, "box", value=[[0, 6], [0, 5], [0, 2]]), "NM-FIT-031 .* box of the shape"),
+        (put(*SLICE, "box", value=[[0, 5], [0, 5]]), "NM-FIT-031 .* box of the shape"),
+        (put(*SLICE, "box", value=[[-1, 5], [0, 5], [0, 2]]), "NM-FIT-031 .* box of the shape"),
+        (put(*SLICE, "box", value=[[3, 3], [0, 5], [0, 2]]), "NM-FIT-031 .* box of the shape"),
+        (put(*SLICE, "box", value=[[0, 5], [0, 5], [0, 1]]), "found 25 neurons, allowed each"),
+        (put(*SLICE, "box", value=[]), "NM-FIT-031 .* box of the shape"),
+        (put(*SLICE, "box", value=[[0, 5.0], [0, 5], [0, 2]]), "box"),
+        (put(*SLICE, "box", value=[[0], [0, 5], [0, 2]]), "damaged"),
+        (put(*SLICE, "box", value=3), "damaged"),
+        (put(*SLICE, "core", value=-1), "found chip 0, core -1, allowed"),
+        (put(*SLICE, "core", value=4096), "found chip 0, core 4096, allowed"),
+        (put(*SLICE, "core", value=2**40), "NM-FIT-031"),
+        (put(*SLICE, "core", value="0"), "core: found"),
+        (put(*SLICE, "chip", value=2**14), "found chip 16384, core"),
+        (put(*SLICE, "population", value="x"), "found the population x, allowed h, o"),
+        (put(*SLICE, "population", value=[]), "population"),
+        (put("placement", value=[None]), "damaged"),
+        (put("placement", value=None), "damaged"),
+        (placed_twice, "placement of h: found 100 neurons"),
+        (shared_neurons, "placement of h: found neurons in two slices"),
+        (many_slices, "placement of h: found 1000000 neurons"),
+        (huge_slices, r"a\.h5"),
+        (put("fit", "layers", value=[]), "fit: found the layers"),
+        (put("fit", "cores", value=-1), "fit.cores: found -1"),
+        (put("fit", "cores", value=2**40), "fit.cores: found"),
+        (put("fit", "chips", value=2**40), "fit.chips: found"),
+        (put("fit", "hops", "hops", value=-1), "hops"),
+        (put("fit", "hops", "random", value=-1.0), "random"),
+        (put(*LAYER, "population", value="x"), "fit: found the layers"),
+        (put(*LAYER, "limiting", value="time"), "found 'time', allowed neurons"),
+        (put(*LAYER, "neurons", value=51), "neurons: found 51"),
+        (put(*LAYER, "share", value=-0.5), "share: found -0.5"),
+        (put(*LAYER, "largest", "synapse_bits", value=-1), "synapse_bits: found -1"),
+        (put(*LAYER, "total", "delay_slots", value=1.5), "delay_slots"),
+        (put("fit", value={}), "damaged"),
+        (
+            put(
+                "warnings", value=[{"code": "NM-FIT-999", "where": "", "found": "", "allowed": ""}]
+            ),
+            "99",
+        ),
+        (put("warnings", value=[{"code": "NM-FIT-050"}]), "damaged"),
+    ],
+)
+def test_placements_and_what_they_take(tmp_path, clean, change, message):
+    path, _ = changed(tmp_path, PROGRAM, change)
+    with clean(), pytest.raises(ArtifactError, match=message):
+        load(path)
+
+
+def test_cores_that_the_chip_has_not_are_refused_when_the_program_is_opened(tmp_path, clean):
+    path, _ = changed(tmp_path, PROGRAM, put(*SLICE, "core", value=120))
+    with clean(), pytest.raises(FitError, match="core 120, allowed chips 0 to 0, cores 0 to 119"):
+        use(load(path))
+
+
+def test_a_program_without_a_placement_is_run(tmp_path, clean):
+    def change(header, _):
+        header |= {"placement": [], "fit": None}
+
+    path, _ = changed(tmp_path, PROGRAM, change)
+    with clean():
+        use(load(path))
+
+
+@settings(max_examples=80)
+@given(st.data())
+def test_changed_placements(tmp_path_factory, clean, data):
+    """Whatever is changed: the program loads with every neuron placed once, or is refused."""
+    header = json.loads(json.dumps(pack(PROGRAM).header))
+    part = data.draw(st.sampled_from(["placement", "fit", "warnings"]))
+    change = {part: header[part]}
+    for _ in range(data.draw(st.integers(1, 3))):
+        change = data.draw(changed_headers(change)) or {}
+        if not change:
+            break
+    path = tmp_path_factory.mktemp("a") / "a.h5"
+    write(path, Container(pack(PROGRAM).schema, header | change, dict(pack(PROGRAM).arrays)))
+    with clean():
+        program = load(path)
+        use(program)
+        shapes = program.network.shapes
+        held = [
+            (part.population, int(neuron))
+            for part in program.placement
+            for neuron in part.neurons(shapes[part.population])
+        ]
+        assert len(held) == len(set(held)) == (50 + 8 if program.placement else 0)

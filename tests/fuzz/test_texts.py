@@ -18,7 +18,7 @@ from nmtool.cli.runs import Run
 from nmtool.compiler import compile_program
 from nmtool.config import Experiment, experiment_from_json, load_experiment, resolved_json
 from nmtool.data import encode, load_split
-from nmtool.errors import ArtifactError, ConfigError
+from nmtool.errors import ArtifactError, ConfigError, FitError
 from nmtool.network import from_config
 from nmtool.regression.quarantine import load_quarantine
 
@@ -64,7 +64,26 @@ faults:
 probes: {spikes: all}
 timeouts: {load: 2m, run: 10s}
 """
-CHIP = (config_folder() / "chips" / "loihi2.yaml").read_text()
+CHIP = (config_folder() / "chips" / "loihi2.yaml").read_text().replace("name: loihi2", "name: mine")
+CHANGES = """\
+schema: nmtool.chip/v1
+name: mine
+extends: loihi2
+cores: 16
+neurons_per_core: {value: 512, standing: user, source: mine}
+synapse_bits_per_core: 100000
+input_axons_per_core: {value: 400, source: mine}
+profiles_per_core: 1
+delay_slots_per_core: null
+slice_widths: any
+axons: {kind: discrete}
+mesh: [2, 2]
+message_bits: [0, 24]
+weight_bits: [1, 8]
+weight_exponent: [-7, 7]
+synapse_memory: {word_bits: 64, header_bits: 10, block: 64, index_bits: 0,
+  sparse_index_bits: [0, 6, 12], kernels: rows, kernel_header_bits: 10, delays: true}
+"""
 PROGRAM = nets.make_program("dense")
 INPUTS = nets.make_inputs(PROGRAM, 2)
 
@@ -87,13 +106,18 @@ def use_target(path):
 
 def use_chip(path):
     chip = load_chip(str(path))
-    compile_program(nets.make_network("dense"), chip)
+    assert chip.name not in ("loihi1", "loihi2")
+    for kind in ("dense", "conv"):
+        with contextlib.suppress(FitError):
+            compile_program(nets.make_network(kind), chip)
+    compile_program(nets.make_network("dense"), chip.documented())
 
 
 READERS = {
     "experiment": (EXPERIMENT, use_experiment),
     "target": (TARGET, use_target),
     "chip": (CHIP, use_chip),
+    "changes of a chip": (CHANGES, use_chip),
     "quarantine": (QUARANTINE, lambda path: load_quarantine(path).entry("a.h5", "x")),
 }
 

@@ -39,18 +39,23 @@ def test_a_network_with_nothing_odd_has_no_cautions():
 
 def test_neurons_that_lost_all_weights_are_named():
     line, *_ = cautions(fed(np.array([[1.0, 1.0], [1e-6, 0.0]])))
-    assert line.startswith("fc.weight: all weights of 1 target neurons were rounded to 0")
+    assert line.startswith(
+        "NM-FIT-063 fc.weight: all weights of 1 target neurons were rounded to 0"
+    )
 
 
 def test_clipped_weights_are_named():
     lines = cautions(fed(np.full((2, 2), 1e6)))
-    assert any(line.startswith("fc.weight: 100.00% of the values were clipped") for line in lines)
+    assert any(
+        line.startswith("NM-FIT-061 fc.weight: 100.00% of the values were clipped")
+        for line in lines
+    )
 
 
 def test_a_population_that_nothing_feeds_is_named():
     lonely = {"a": Population((2,), LIF), "b": Population((3,), LIF, bias=np.full(3, 0.1))}
     (line,) = cautions(program(lonely))
-    assert line.startswith("a: found no projection, input or bias that feeds it")
+    assert line.startswith("NM-FIT-064 a: found no projection, input or bias that feeds it")
 
 
 def driven(exponent, threshold=0.5):
@@ -65,7 +70,7 @@ def test_a_bias_too_weak_for_the_threshold_is_named_exactly_where_it_is(exponent
     strongest = SpikeTrain.from_raster(np.full((2, 60), 4095), graded=True)
     with ReferenceBackend().open(made) as session:
         silent = len(session.run(strongest).spikes["a"]) == 0
-    warned = [line for line in cautions(made) if line.startswith("a: found the bias exponent")]
+    warned = [line for line in cautions(made) if "a: found the bias exponent" in line]
     assert bool(warned) == silent
 
 
@@ -133,7 +138,7 @@ def test_neurons_that_no_input_can_make_spike_are_counted(weight, threshold, nev
     said = [line for line in cautions(made) if "can never spike" in line]
     assert bool(said) == bool(never)
     if never:
-        assert said[0].startswith(f"a: {never} of 2 neurons can never spike")
+        assert said[0].startswith(f"NM-FIT-065 a: {never} of 2 neurons can never spike")
 
 
 @given(nets.programs(n_steps=12), st.integers(0, 2**32 - 1))
@@ -165,4 +170,4 @@ def test_one_large_weight_that_makes_the_others_zero_is_named():
     assert said() == []
     weight[0, 0] = 100.0
     (line,) = said()
-    assert line.startswith("fc.weight: ")
+    assert line.startswith("NM-FIT-062 fc.weight: ")

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from nmtool.chip import (
+    UNLIMITED,
     ChipSpec,
     Faults,
     HardwareConfig,
@@ -48,7 +49,7 @@ def test_the_number_formats_are_those_of_the_registers(name):
     assert (chip.current_overflow, chip.voltage_overflow) == ("wrap", "saturate")
     for key in LIMITS:
         value = getattr(chip, key)
-        if isinstance(value, tuple) and key != "mesh":
+        if isinstance(value, tuple) and key not in ("mesh", "convolution_hangs_from"):
             assert list(value) == sorted(value), key
         elif isinstance(value, int):
             assert value > 0, key
@@ -157,3 +158,158 @@ def test_a_chip_is_told_from_a_target(tmp_path):
     assert is_chip(str(own))
     assert not is_chip("reference")
     assert not is_chip(str(shipped("targets")["reference"]))
+
+
+# Chip files that change another
+
+HEAD = "schema: nmtool.chip/v1\nname: mine\n"
+
+
+def write(folder, text, name="mine.yaml"):
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_a_file_changes_single_numbers_of_another_chip(tmp_path):
+    path = write(
+        tmp_path,
+        HEAD
+        + "extends: loihi2\ncores: 16\nneurons_per_core: {value: 512, source: our board}\n"
+        + "mesh: [2, 2]\naxons: {kind: discrete}\n"
+        + "input_axons_per_core: {value: 99, standing: inferred, source: a guess}\n",
+    )
+    chip, base = load_chip(path), load_chip("loihi2")
+    assert (chip.name, chip.cores, chip.neurons_per_core, chip.mesh) == ("mine", 16, 512, (2, 2))
+    assert (chip.axons.kind, chip.input_axons_per_core) == ("discrete", 99)
+    assert chip.standing("cores") == "documented: mine.yaml"
+    assert chip.standing("neurons_per_core") == "documented: our board"
+    assert chip.standing("input_axons_per_core") == "inferred: a guess"
+    assert chip.facts["cores"].standing == chip.facts["mesh"].standing == "user"
+    changed = {"cores", "neurons_per_core", "mesh", "axons", "input_axons_per_core"}
+    assert {key for key in LIMITS if chip.facts[key] != base.facts[key]} == changed
+
+
+def test_numbers_of_a_user_count_as_documented(tmp_path):
+    chip = load_chip(write(tmp_path, HEAD + "extends: loihi2\nneurons_per_core: 512\n"))
+    assert chip.documented().neurons_per_core == 512
+    assert chip.documented().input_axons_per_core == UNLIMITED
+    assert load_chip("loihi2").documented().neurons_per_core == 8192
+
+
+def test_a_limit_that_is_taken_away_limits_nothing(tmp_path):
+    chip = load_chip(write(tmp_path, HEAD + "extends: loihi2\nmemory_words_per_core: null\n"))
+    assert chip.memory_words_per_core == UNLIMITED
+
+
+def test_files_may_extend_each_other(tmp_path):
+    write(tmp_path, HEAD.replace("mine", "base") + "extends: loihi1\ncores: 16\n", "base.yaml")
+    chip = load_chip(write(tmp_path, HEAD + "extends: base.yaml\nneurons_per_core: 7\n"))
+    assert (chip.name, chip.cores, chip.neurons_per_core) == ("mine", 16, 7)
+    assert chip.standing("cores") == "documented: base.yaml"
+    assert chip.synapse_memory == load_chip("loihi1").synapse_memory
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD + "extends: loihi3\n", r"mine\.yaml:3:1: chip loihi3: unknown, .*mean loihi2"),
+        (HEAD + "extends: none.yaml\n", r"mine\.yaml:3:1: \S*none\.yaml: no such file"),
+        (HEAD + "extends: 3\n", r"mine\.yaml:3:1: extends: found 3"),
+        (HEAD + "extends: mine.yaml\n", r"mine\.yaml:3:1: extends: found mine.yaml, which ext"),
+        (HEAD + "extends: loihi2\ncores: many\n", r"mine\.yaml:4:1: cores.*found 'many'"),
+        (HEAD + "extends: loihi2\n\ncores: {value: 0}\n", r"mine\.yaml:5:9: cores.* found 0"),
+        (HEAD + "extends: loihi2\ncores: 1073741824\n", r"mine\.yaml:4:1: .*equal to 4096"),
+        (HEAD + "extends: loihi2\ncores: 129\n", r"mine\.yaml:4:1: cores: .*up to 128: 32 tiles"),
+        (HEAD + "extends: loihi2\nmesh: [1, 1]\n", r"mine\.yaml:4:1: cores: found 120, .*up to 4"),
+        (HEAD + "extends: loihi2\ncorse: 3\n", r"mine\.yaml:4:1: corse: .* did you mean cores"),
+        (HEAD + "extends: loihi2\nmessage_bits: []\n", r"mine\.yaml:4:1: message_bits"),
+        (HEAD + "extends: loihi2\ncores: {value: 3, standing: rumour}\n", r"yaml:4:19: .*rumour"),
+        (HEAD + "cores: 3\n", r"mine\.yaml:3:1: cores: found 3, allowed a mapping of value"),
+        (HEAD, r"mine\.yaml:1:1: found no cores, .* `extends: CHIP`"),
+        ("name: mine\nextends: loihi2\n", r"mine\.yaml:1:1: schema: found None"),
+        ("schema: nmtool.chip/v1\nextends: loihi2\n", r"mine\.yaml:1:1: name: found nothing"),
+        ("schema: nmtool.chip/v1\nname: a/b\nextends: loihi2\n", r"mine\.yaml:2:1: name: found"),
+        (
+            "schema: nmtool.chip/v1\nname: loihi1\nextends: loihi2\n",
+            r"mine\.yaml:2:1: name: found loihi1, the name of a shipped chip",
+        ),
+        (
+            "schema: nmtool.chip/v1\nname: loihi2\nextends: loihi2\n",
+            r"mine\.yaml:2:1: name: found loihi2, as loihi2 has it",
+        ),
+    ],
+)
+def test_a_wrong_change_names_its_place(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_chip(write(tmp_path, text))
+
+
+def test_all_wrong_changes_are_shown_at_once(tmp_path):
+    path = write(tmp_path, HEAD + "extends: loihi2\ncores: many\nneurons_per_core: -1\nx: 2\n")
+    with pytest.raises(ConfigError) as caught:
+        load_chip(path)
+    assert [line.split(":")[1] for line in str(caught.value).splitlines()] == ["4", "5", "6"]
+
+
+def test_what_is_wrong_with_a_base_is_said_of_the_base(tmp_path):
+    write(tmp_path, HEAD.replace("mine", "base") + "extends: loihi2\ncores: x\n", "base.yaml")
+    with pytest.raises(ConfigError, match=r"base\.yaml:4:1: cores.*found 'x'"):
+        load_chip(write(tmp_path, HEAD + "extends: base.yaml\n"))
+
+
+def test_files_that_extend_each_other_in_a_circle(tmp_path):
+    write(tmp_path, HEAD.replace("mine", "other") + "extends: mine.yaml\n", "other.yaml")
+    with pytest.raises(
+        ConfigError, match=r"other\.yaml:3:1: extends: found mine\.yaml, which extends this file"
+    ):
+        load_chip(write(tmp_path, HEAD + "extends: other.yaml\n"))
+
+
+def test_too_many_files_that_extend_each_other(tmp_path):
+    for number in range(9):
+        base = "loihi2" if number == 0 else f"c{number - 1}.yaml"
+        text = f"schema: nmtool.chip/v1\nname: c{number}\nextends: {base}\n"
+        write(tmp_path, text, f"c{number}.yaml")
+    assert load_chip(str(tmp_path / "c4.yaml")).name == "c4"
+    with pytest.raises(ConfigError, match="found more than 5 files"):
+        load_chip(str(tmp_path / "c8.yaml"))
+
+
+def test_a_copy_of_a_shipped_chip_needs_a_name_of_its_own(tmp_path):
+    with pytest.raises(ConfigError, match="name: found loihi2, the name of a shipped chip"):
+        load_chip(write(tmp_path, shipped("chips")["loihi2"].read_text()))
+
+
+def test_a_problem_of_a_chip_file_is_at_its_own_place_and_one_of_its_name_at_the_target(tmp_path):
+    target = write(tmp_path, TARGET.format(chip="mine.yaml"), "target.yaml")
+    with pytest.raises(ConfigError, match=r"target\.yaml:3:1: \S*mine\.yaml: no such file"):
+        load_hardware(target)
+    write(tmp_path, HEAD + "extends: loihi2\ncores: x\n")
+    with pytest.raises(ConfigError, match=r"^\S*mine\.yaml:4:1: cores"):
+        load_hardware(target)
+
+
+def test_an_overriding_chip_file_is_looked_for_in_the_working_directory(tmp_path, monkeypatch):
+    write(tmp_path, HEAD + "extends: loihi2\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_chip(load_hardware("reference", ["chip=mine.yaml"]).chip).name == "mine"
+    (tmp_path / "below").mkdir()
+    target = write(tmp_path / "below", TARGET.format(chip="loihi1"), "target.yaml")
+    assert load_chip(load_hardware(target, ["chip=mine.yaml"]).chip).name == "mine"
+    with pytest.raises(ConfigError, match=r"-s hw\.chip=none\.yaml: none\.yaml: no such file"):
+        load_hardware(target, ["chip=none.yaml"])
+
+
+def test_a_name_with_a_null_byte_is_no_file(tmp_path):
+    target = write(tmp_path, TARGET.format(chip='"a\\0.yaml"'), "target.yaml")
+    with pytest.raises(ConfigError, match=r"target\.yaml:3:1: .*cannot be read"):
+        load_hardware(target)
+
+
+def test_standings_of_numbers_that_differ_between_the_chips():
+    loihi1, loihi2 = load_chip("loihi1"), load_chip("loihi2")
+    assert loihi1.standing("mesh").startswith("documented: SANA-FE")
+    assert loihi1.facts["mesh"].standing == "code"
+    assert loihi2.standing("mesh").startswith("documented: arXiv")
+    assert loihi2.standing("weight_exponent").startswith("inferred: as in Loihi 1")
+    assert loihi2.standing("convolution_hangs_from").startswith("uncertain: lava-nc issue 826")

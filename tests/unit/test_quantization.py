@@ -197,7 +197,9 @@ def test_clipped_weights_and_dead_rows_are_counted():
 
 @pytest.mark.parametrize("bits", [7, 0, 9])
 def test_bits_that_the_chip_cannot_store_are_refused(bits):
-    with pytest.raises(FitError, match=f"synapses: found weight_bits {bits}, allowed 1, 2, 3"):
+    with pytest.raises(
+        FitError, match=f"NM-FIT-003 .*synapses: found weight_bits {bits}, allowed 1, 2, 3"
+    ):
         quantize(one_layer(), CHIP, bits)
 
 
@@ -217,7 +219,9 @@ def test_bits_that_the_chip_cannot_store_are_refused(bits):
     ],
 )
 def test_values_outside_the_registers_are_refused_by_name(neuron, name):
-    with pytest.raises(FitError, match=rf"^layer\.{name}: found .*"):
+    finite = np.isfinite(getattr(neuron, name))
+    code, found = ("NM-FIT-001 ", r".*\(documented: ") if finite else ("", "a value that is not")
+    with pytest.raises(FitError, match=rf"^{code}layer\.{name}: found {found}"):
         quantize(one_layer(neuron=neuron), CHIP)
 
 
@@ -235,7 +239,8 @@ def test_the_ends_of_the_registers_are_reached(neuron, registers):
 
 @pytest.mark.parametrize("bias", [-128.1, 128.0, float("nan"), float("inf")])
 def test_a_bias_outside_its_register_is_refused_by_name(bias):
-    with pytest.raises(FitError, match=r"^layer\.bias: found"):
+    code = "NM-FIT-008 " if np.isfinite(bias) else ""
+    with pytest.raises(FitError, match=rf"^{code}layer\.bias: found"):
         quantize(one_layer(bias=np.array([bias])), CHIP)
 
 
