@@ -510,7 +510,7 @@ class HardwareConfig(Strict):
 
     ``current_overflow: lava`` has lava-sim fold u once, as Lava does, not modulo 2^24 as the chip.
     ``chips`` are those of the board and ``cores_per_chip`` how many cores of each can be used
-    (all, unless given).
+    (all, unless given). ``by_core`` has a simulator run every core's share of a program by itself.
     ``board``, ``measure`` and ``allow_python_models`` are lava-loihi's; ``recovery`` is what to do
     after a fault of the board, one step before each further attempt.
     """
@@ -526,6 +526,7 @@ class HardwareConfig(Strict):
     timeouts: Timeouts = Timeouts()
     chips: Annotated[int, Field(ge=1, le=1 << 14)] = 1
     cores_per_chip: Annotated[int, Field(ge=1, le=1 << 14)] | None = None
+    by_core: bool = False
     board: Board | None = None
     measure: list[Literal["power", "time"]] = []
     allow_python_models: bool | list[str] = False
@@ -546,11 +547,16 @@ class HardwareConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _faults_can_be_acted_out(self) -> HardwareConfig:
+    def _a_simulator_where_one_is_needed(self) -> HardwareConfig:
         if self.faults is not None and self.backend not in ("reference", "emulator"):
             raise ValueError(
                 f"no faults with the backend {self.backend}, only with a simulator "
                 "that acts them out: emulator, reference"
+            )
+        if self.by_core and self.backend not in ("reference", "emulator"):
+            raise ValueError(
+                f"no by_core with the backend {self.backend}, only with a simulator: emulator, "
+                "reference"
             )
         if self.current_overflow == "lava" and self.backend != "lava-sim":
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from nmtool.yamlio import Fraction, Strict
 
@@ -24,12 +24,46 @@ Place = Annotated[tuple[Index, ...], Field(strict=False)]
 """An index into the ``weight_mantissa`` array of a projection."""
 
 
+def _is_core(value: object) -> bool:
+    pair = list(value) if isinstance(value, list | tuple) else [value, 0]
+    return len(pair) == 2 and all(type(n) is int and 0 <= n <= _MOST for n in pair)
+
+
+def _core(value: object) -> object:
+    if not _is_core(value):
+        raise ValueError("the number of a core, or [chip, core]")
+    return value
+
+
+def _cores(value: object) -> object:
+    if not all(map(_is_core, value if isinstance(value, list | tuple) else [value])):
+        raise ValueError("how many cores, or a list of cores, each its number or [chip, core]")
+    return value
+
+
+ChipCore = Annotated[tuple[Index, Index], Field(strict=False)]
+CoreName = Annotated[Index | ChipCore, BeforeValidator(_core)]
+"""A core: its number, counted through all chips, or [chip, core]."""
+
+Cores = Annotated[
+    Index | Annotated[tuple[CoreName, ...], Field(strict=False)], BeforeValidator(_cores)
+]
+"""Cores by name, or how many."""
+
+
 class FaultyNeuron(Strict):
     """A neuron that never spikes (``dead``) or spikes at every step (``stuck``)."""
 
     kind: Literal["dead", "stuck"]
     population: str
     neuron: Index
+
+
+class DeadCore(Strict):
+    """A core whose neurons never spike, whatever else is wrong with them."""
+
+    kind: Literal["dead_core"]
+    core: CoreName
 
 
 class FaultyRegister(Strict):
@@ -120,6 +154,7 @@ class Truncated(Strict):
 
 Injected = Annotated[
     FaultyNeuron
+    | DeadCore
     | FaultyRegister
     | WeightBit
     | StaleWrite
@@ -141,9 +176,10 @@ class Faults(Strict):
     population, rounded to whole neurons, drawn without replacement. ``weight_bit_flips`` and
     ``threshold_bit_flips``: the fraction of the stored bits of weights and thresholds that read
     back inverted, whatever is written. ``stale_writes``: the fraction of the weights on which
-    ``write_weights`` has no effect. ``spike_loss``: the probability that a spike of an input or a
-    neuron reaches neither its targets nor the probe; it is drawn anew in every run, and
-    ``first_run`` says where that sequence begins.
+    ``write_weights`` has no effect. ``dead_cores``: the cores whose neurons never spike, by number
+    or as [chip, core]; or a number, so many of those that a program is placed on. ``spike_loss``:
+    the probability that a spike of an input or a neuron reaches neither its targets nor the probe;
+    it is drawn anew in every run, and ``first_run`` says where that sequence begins.
     """
 
     seed: Counter = 0
@@ -152,6 +188,7 @@ class Faults(Strict):
     weight_bit_flips: Fraction = 0.0
     threshold_bit_flips: Fraction = 0.0
     stale_writes: Fraction = 0.0
+    dead_cores: Cores = 0
     spike_loss: Fraction = 0.0
     first_run: Counter = 0
     injected: Annotated[tuple[Injected, ...], Field(strict=False)] = ()

@@ -13,6 +13,7 @@ from nmtool.backends.base import (
 )
 from nmtool.backends.injected import check_injected
 from nmtool.backends.limits import LIMITS, limits_of
+from nmtool.backends.placed import check_placed
 from nmtool.chip import ChipSpec, HardwareConfig, load_chip
 from nmtool.compiler import Program, Site, rules
 from nmtool.compiler.fit import held_against
@@ -43,11 +44,21 @@ def get_backend(hardware: HardwareConfig) -> Backend:
     if hardware.backend == "emulator":
         from nmtool.backends.emulator import EmulatorBackend
 
-        return EmulatorBackend(hardware.faults, hardware.timeouts.run, chip=_chip(hardware))
+        return EmulatorBackend(
+            hardware.faults,
+            hardware.timeouts.run,
+            chip=_chip(hardware),
+            by_core=hardware.by_core,
+        )
     if hardware.backend == "reference":
         from nmtool.backends.reference import ReferenceBackend
 
-        return ReferenceBackend(hardware.faults, hardware.timeouts.run, chip=_chip(hardware))
+        return ReferenceBackend(
+            hardware.faults,
+            hardware.timeouts.run,
+            chip=_chip(hardware),
+            by_core=hardware.by_core,
+        )
     if hardware.faults is not None:
         raise UnsupportedError(
             f"target {hardware.name}: found faults with the backend {hardware.backend}, "
@@ -82,12 +93,15 @@ def check_runnable(program: Program, hardware: HardwareConfig) -> None:
         ArtifactError: it was compiled for something else.
         DependencyError: the backend needs a package that is not installed.
         UnsupportedError: the program holds something that the backend cannot do.
-        ConfigError: an injected fault that the program or the chip has no place for.
+        ConfigError: an injected fault that the program or the chip has no place for; a run by core
+            of a program that is not placed on cores.
     """
     check_target(program, hardware)
     backend = get_backend(hardware)
     refuse_unsupported(backend.name, backend.limits, program)
     check_injected(program, hardware.faults, _chip(hardware))
+    if hardware.by_core:
+        check_placed(program)
 
 
 def open_session(program: Program, hardware: HardwareConfig) -> Session:
@@ -96,7 +110,8 @@ def open_session(program: Program, hardware: HardwareConfig) -> Session:
     Raises:
         ArtifactError: the program was made for another chip, or for other weights.
         UnsupportedError: the target cannot do something that the program holds.
-        ConfigError: an injected fault that the program or the chip has no place for.
+        ConfigError: an injected fault that the program or the chip has no place for; a run by core
+            of a program that is not placed on cores.
         BoardUnavailable: no board, or somebody else holds it.
     """
     check_target(program, hardware)

@@ -91,6 +91,7 @@ def build(net: QuantizedNetwork, defects: Defects | None = None) -> Layout:
             "outgoing": np.searchsorted(sources, np.arange(len(node) + 1)).astype(np.int64),
             "drives": np.array([row for _, row in drives], kernel.DRIVE),
             **lane_tables,
+            **_numbers(net, defects, place, int(first[-1])),
             "depth": depth,
         }
     )
@@ -158,6 +159,20 @@ def _lanes(
             tables["faults"][place[name] + defects.dead[name]] = kernel.DEAD
             tables["faults"][place[name] + defects.stuck[name]] = kernel.STUCK
     return tables
+
+
+def _numbers(
+    net: QuantizedNetwork, defects: Defects | None, place: Mapping[str, int], lanes: int
+) -> dict[str, Array]:
+    """The numbers of nodes and of their neurons by which spikes are lost."""
+    known = defects.numbers if defects else {}
+    nodes = enumerate((*net.inputs, *net.populations))
+    neuron = aligned(lanes if defects else 0, np.int32)
+    for name, p in net.populations.items() if defects else ():
+        _, own = known.get(name, (0, np.arange(p.size)))
+        neuron[place[name] : place[name] + p.size] = own
+    node = np.array([known[name][0] if name in known else k for k, name in nodes], dtype=np.int64)
+    return {"node_number": node, "neuron_number": neuron}
 
 
 def _populations(

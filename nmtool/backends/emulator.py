@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from nmtool.backends import kernel
-from nmtool.backends.base import InputBatch, Progress, Quantity, refuse_unsupported
+from nmtool.backends.base import InputBatch, Progress, Quantity, Session, refuse_unsupported
 from nmtool.backends.circuit import Array, Layout, aligned, build
 from nmtool.backends.faults import Defects
 from nmtool.backends.injected import defects_of
 from nmtool.backends.limits import FAULT_LIMITS, LIMITS
+from nmtool.backends.placed import by_core
 from nmtool.backends.simulator import Order, Outcome, SimulatorSession, Stream
 from nmtool.chip import ChipSpec
 from nmtool.compiler import Program
@@ -58,6 +59,7 @@ class EmulatorBackend:
 
     ``threads`` share the samples of a run: all cores that the process may use unless given.
     ``chip`` is the one whose registers faults change: the program's, by its name, unless given.
+    With ``by_core`` every core's share of a placed program runs by itself.
     """
 
     faults: Faults | None = None
@@ -65,16 +67,22 @@ class EmulatorBackend:
     threads: int | None = None
     name: str = "emulator"
     chip: ChipSpec | None = None
+    by_core: bool = False
 
     @property
     def limits(self) -> Mapping[Feature, str]:
         """What it cannot run: with faults, graded messages."""
         return FAULT_LIMITS if self.faults else LIMITS["emulator"]
 
-    def open(self, program: Program) -> EmulatorSession:
+    def open(self, program: Program) -> Session:
         """Load a program, with the defects that the faults give it."""
         refuse_unsupported(self.name, self.limits, program)
         defects = defects_of(program, self.faults, self.chip)
+        return (
+            by_core(self._load, program, defects) if self.by_core else self._load(program, defects)
+        )
+
+    def _load(self, program: Program, defects: Defects | None) -> EmulatorSession:
         threads = self.threads or len(os.sched_getaffinity(0))
         return EmulatorSession(program, defects, self.timeout, threads)
 

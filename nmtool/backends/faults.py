@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from nmtool.fixedpoint import BoolArray, IntArray
 from nmtool.quantization import QuantizedNetwork
 
 LISTED_WEIGHTS = 1000
+
+Core: TypeAlias = tuple[int, int]
+"""A core as (chip, core)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,9 @@ class Defects:
 
     ``kept`` are the populations that are not reset between the samples of a run, ``lines`` has the
     output line of each neuron where they are exchanged, ``singles`` are the single spikes that are
-    lost or late, and ``steps`` is where the recording of a sample ends.
+    lost or late, and ``steps`` is where the recording of a sample ends. ``numbers`` are those of a
+    node and of its neurons by which spikes are lost by chance, where they are not its own.
+    ``failed`` are the dead cores, and how many neurons of which populations each took along.
     """
 
     faults: Faults
@@ -46,6 +51,8 @@ class Defects:
     lines: Mapping[str, IntArray] = field(default_factory=dict)
     singles: tuple[SpikeFault, ...] = ()
     steps: int | None = None
+    numbers: Mapping[str, tuple[int, IntArray]] = field(default_factory=dict)
+    failed: Mapping[Core, Mapping[str, int]] = field(default_factory=dict)
 
     def fire(self, population: str, spikes: BoolArray) -> BoolArray:
         """Spikes (samples, neurons) with the dead neurons silent and the stuck ones spiking."""
@@ -79,12 +86,19 @@ class Defects:
         return left
 
     def deliver(
-        self, spikes: BoolArray, run: int, node: int, step: int, first: int = 0
+        self,
+        spikes: BoolArray,
+        run: int,
+        node: int,
+        step: int,
+        first: int = 0,
+        numbers: IntArray | None = None,
     ) -> BoolArray:
         """The spikes (samples, neurons) of a node that are not lost on their way by chance.
 
         Whether one is lost depends on the seed and on where and when it is sent, on nothing else.
-        ``node`` counts inputs, then populations; ``first`` is the number of the first sample.
+        ``node`` counts inputs, then populations; ``first`` is the number of the first sample and
+        ``numbers`` are those of the neurons (None: their places).
         """
         if not self.faults.spike_loss:
             return spikes
@@ -98,7 +112,7 @@ class Defects:
             sample + first,
             node,
             step,
-            neuron,
+            neuron if numbers is None else numbers[neuron],
         )
         left = spikes.copy()
         left[sample[gone], neuron[gone]] = False
@@ -128,6 +142,10 @@ class Defects:
             "flipped_thresholds": {n: _marked(bits) for n, bits in self.threshold_flips.items()},
             "stale": {name: rows[:LISTED_WEIGHTS] for name, rows in stale.items()},
             "stale_weights": {name: len(rows) for name, rows in stale.items()},
+            "failed_cores": [
+                {"chip": chip, "core": core, "neurons": dict(held)}
+                for (chip, core), held in self.failed.items()
+            ],
         }
 
 

@@ -9,11 +9,13 @@ from typing import NoReturn
 
 import numpy as np
 
+from nmtool.backends.deadcores import kill_cores, names_cores
 from nmtool.backends.faults import Defects, draw
 from nmtool.chip import ChipSpec, load_chip
 from nmtool.compiler import Program
 from nmtool.errors import ConfigError
 from nmtool.faultmodel import (
+    DeadCore,
     Faults,
     FaultyNeuron,
     FaultyRegister,
@@ -36,19 +38,25 @@ def defects_of(program: Program, faults: Faults | None, chip: ChipSpec | None) -
     """The defects that faults give a program; ``chip`` is found by its name unless given.
 
     Raises:
-        ConfigError: an injected fault that the program or the chip has no place for.
+        ConfigError: an injected fault or a dead core that the program or the chip has no place for.
     """
-    return _inject(draw(program, faults, chip), program, chip) if faults else None
+    if not faults:
+        return None
+    defects = _inject(draw(program, faults, chip), program, chip)
+    if not names_cores(faults):
+        return defects
+    return kill_cores(defects, program, chip or load_chip(program.chip))
 
 
 def check_injected(program: Program, faults: Faults | None, chip: ChipSpec | None) -> None:
-    """Check that a program and a chip have a place for every injected fault.
+    """Check that a program and a chip have a place for every injected fault and dead core.
 
     Raises:
         ConfigError: they do not.
     """
-    if faults and faults.injected:
-        defects_of(program, Faults(injected=faults.injected), chip)
+    if faults and (faults.injected or faults.dead_cores):
+        named = Faults(injected=faults.injected, dead_cores=faults.dead_cores)
+        defects_of(program, named, chip)
 
 
 def _inject(defects: Defects, program: Program, chip: ChipSpec | None) -> Defects:
@@ -136,6 +144,8 @@ def _with_fault(defects: Defects, fault: Injected, at: _At) -> Defects:
     if isinstance(fault, SpikeFault):
         at.neuron(fault.population, fault.neuron)
         return replace(defects, singles=(*defects.singles, fault))
+    if isinstance(fault, DeadCore):
+        return defects  # dead cores come last: nothing stirs on them
     assert isinstance(fault, Truncated)
     ends = [fault.steps] if defects.steps is None else [fault.steps, defects.steps]
     return replace(defects, steps=min(ends))

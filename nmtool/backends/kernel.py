@@ -105,6 +105,8 @@ class Circuit(NamedTuple):
     threshold: Any  # int32[lanes]: CUBA threshold or vth; NEVER in padding
     bias: Any  # int32[lanes]
     faults: Any  # uint8[lanes]: 0, DEAD or STUCK
+    node_number: Any  # int64[I + P]: of each node, for the hash of losses
+    neuron_number: Any  # int32[lanes]: of each neuron in its node, for the same
     keep_u: Any  # int32[lanes]: as that of the population, where it has OWN_DECAYS
     keep_v: Any  # int32[lanes]
     rows: Any  # int64[]: for each row the first of its runs or units, and the end
@@ -875,20 +877,24 @@ def _displace(m: Any, node: Any, time: Any, count: Any) -> Any:
 
 
 @njit(**_INNER)
-def _keep(m: Any, node: Any, time: Any, count: Any) -> Any:
+def _keep(m: Any, population: Any, node: Any, time: Any, count: Any) -> Any:
     """Keep the events of a node that are not lost, in the work list or where they are."""
     if m.singles > 0 and node >= m.inputs:
         count = _displace(m, node, time, count)
     key = _chain(_chain(_HASH, m.seed), m.run)
     key = _chain(key, m.number + np.uint64(m.sample))
-    key = _chain(_chain(key, np.uint64(node)), np.uint64(time))
+    key = _chain(_chain(key, np.uint64(_longs(m.node_number_at)[node])), np.uint64(time))
     neuron = _ints(m.events)
+    first, number = np.int64(0), _ints(m.neuron_number_at)
     if node < m.inputs:
         m.events = m.work_neuron_at
+    else:
+        first = population.first
     kept, count_kept = _ints(m.events), 0
     for event in range(count):
-        kept[count_kept] = neuron[event]
-        if not _is_lost(key, m.chance, neuron[event]):
+        which = neuron[event]
+        kept[count_kept] = which
+        if not _is_lost(key, m.chance, which if node < m.inputs else number[first + which]):
             count_kept += 1
     return count_kept
 
@@ -1071,7 +1077,7 @@ def advance(machines: Any) -> int:
                     _prepare(m, population, time, now, column)
                     count = _update(m, population, now)
                 if m.faulty:
-                    count = _keep(m, node, time, count)
+                    count = _keep(m, population, node, time, count)
                 if count > 0:
                     _send(m, node, now, count)
                 if node >= m.inputs:

@@ -13,10 +13,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from nmtool.backends.base import InputBatch, Quantity, refuse_unsupported, unbatch
+from nmtool.backends.base import InputBatch, Quantity, Session, refuse_unsupported, unbatch
 from nmtool.backends.faults import Defects
 from nmtool.backends.injected import defects_of
 from nmtool.backends.limits import FAULT_LIMITS, LIMITS
+from nmtool.backends.placed import by_core
 from nmtool.backends.simulator import Order, Outcome, SimulatorSession, Stream
 from nmtool.chip import ChipSpec
 from nmtool.compiler import Program
@@ -45,22 +46,29 @@ class ReferenceBackend:
     """Runs programs in numpy; with ``faults`` it acts out invented defects.
 
     ``chip`` is the one whose registers faults change: the program's, by its name, unless given.
+    With ``by_core`` every core's share of a placed program runs by itself.
     """
 
     faults: Faults | None = None
     timeout: float | None = None
     name: str = "reference"
     chip: ChipSpec | None = None
+    by_core: bool = False
 
     @property
     def limits(self) -> Mapping[Feature, str]:
         """What it cannot run: with faults, graded messages."""
         return FAULT_LIMITS if self.faults else LIMITS["reference"]
 
-    def open(self, program: Program) -> ReferenceSession:
+    def open(self, program: Program) -> Session:
         """Load a program, with the defects that the faults give it."""
         refuse_unsupported(self.name, self.limits, program)
         defects = defects_of(program, self.faults, self.chip)
+        return (
+            by_core(self._load, program, defects) if self.by_core else self._load(program, defects)
+        )
+
+    def _load(self, program: Program, defects: Defects | None) -> ReferenceSession:
         return ReferenceSession(program, defects, self.timeout)
 
 
@@ -222,7 +230,8 @@ class ReferenceSession(SimulatorSession[_State]):
             if name in net.populations:
                 messages = self._defects.displace(name, messages, step, first, state.held)
             if not net.graded(name):
-                messages = self._defects.deliver(messages, run, node, step, first)
+                number, own = self._defects.numbers.get(name, (node, None))
+                messages = self._defects.deliver(messages, run, number, step, first, own)
             result[name] = self._lined(name, messages)
         return result
 

@@ -20,11 +20,17 @@ NEEDS_LAVA = pytest.mark.skipif(lava_missing() is not None, reason=str(lava_miss
         "emulator",
         "reference",
         "faultless",
+        "by-core",
         pytest.param("lava-sim", marks=[pytest.mark.lava, NEEDS_LAVA]),
     ]
 )
 def target(request: pytest.FixtureRequest) -> HardwareConfig:
-    """Every target; ``faultless`` is the fault model with nothing broken."""
+    """Every target; ``faultless`` is the fault model with nothing broken.
+
+    ``by-core`` runs every slice of a placement by itself.
+    """
+    if request.param == "by-core":
+        return load_hardware("emulator", ["by_core=true"])
     if request.param == "faultless":
         faulty = load_hardware("loihi2-faulty").model_copy(update={"weight_bits": None})
         return faulty.with_faults(
