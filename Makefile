@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all bench soak lint format clean
+.PHONY: setup demo test test-all bench bench-compile soak lint format clean
 
 setup: $(READY)
 
@@ -26,6 +26,10 @@ test-all: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/simulation.py --output runs/simulation.json --plot docs/figures/simulation.png
+
+bench-compile: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compile_scale.py --output runs/compile-scale.json --plot docs/figures/compile-scale.png
+	$(BIN)/python benchmarks/utilisation.py --output runs/utilisation.json
 
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py

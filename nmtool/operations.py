@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -132,9 +133,18 @@ class Sparse:
 
     def apply(self, x: Array, shape: Shape) -> Array:
         """``W x`` for x of shape (samples, source)."""
-        y = np.zeros((self.size[0], x.shape[0]), dtype=np.result_type(x, self.weight))
-        np.add.at(y, self.target, (x[:, self.source] * self.weight).T)
-        return y.T
+        import scipy.sparse
+
+        order, sources, rows = self._by_target
+        matrix = scipy.sparse.csr_array((self.weight[order], sources, rows), shape=self.size)
+        return np.asarray((matrix @ x.T).T, dtype=np.result_type(x, self.weight))
+
+    @cached_property
+    def _by_target(self) -> tuple[IntArray, IntArray, IntArray]:
+        """Order and sources of the synapses by target, and where those of each target start."""
+        order = np.argsort(self.target, kind="stable")
+        rows = np.searchsorted(self.target[order], np.arange(self.size[0] + 1))
+        return order, self.source[order], rows
 
     def connections(self, shape: Shape) -> Connections:
         """The synapses as they stand."""

@@ -388,9 +388,11 @@ def choose_format(
     formats = [
         SynapseFormat(bits, e, mode) for mode in modes for e in exact_exponents(bits, mode, chip)
     ]
+    real = np.asarray(weight, dtype=np.float64)
+    room = np.empty_like(real)
     return min(
         formats,
-        key=lambda f: (_squared_error(weight, f), modes.index(f.sign_mode), abs(f.exponent)),
+        key=lambda f: (_squared_error(real, f, room), modes.index(f.sign_mode), abs(f.exponent)),
     )
 
 
@@ -404,9 +406,19 @@ def _sign_modes(weight: RealArray) -> tuple[SignMode, ...]:
     return ("mixed",)
 
 
-def _squared_error(weight: RealArray, format: SynapseFormat) -> float:
-    difference = dequantize_weights(quantize_weights(weight, format), format) - weight
-    return float(np.sum(difference**2))
+def _squared_error(weight: RealArray, format: SynapseFormat, room: RealArray) -> float:
+    """Of ``dequantize_weights(quantize_weights(weight))``, worked out within ``room``.
+
+    Steps and scales are powers of two: real numbers hold the mantissas exactly.
+    """
+    unit = format.step * 2.0**format.exponent / WEIGHT_SCALE
+    np.divide(weight, unit, out=room)
+    np.rint(room, out=room)
+    np.clip(room, format.minimum // format.step, format.maximum // format.step, out=room)
+    room *= unit
+    room -= weight
+    room *= room
+    return float(np.sum(room))
 
 
 def quantize(network: Network, chip: ChipSpec, weight_bits: int | None = None) -> QuantizedNetwork:

@@ -146,7 +146,8 @@ def check_target(program: Program, hardware: HardwareConfig) -> None:
             f"{hardware.name} has {chip.name}; compile it again for this target"
         )
     site = _site(program, hardware)
-    placed = held_against(program.network, chip, program.placement, site)
+    held = chip.documented() if program.provenance.get("limits") == "documented" else chip
+    placed = held_against(program.network, held, program.placement, site)
     rules.refuse([*rules.registers(program.network, chip), *placed])
     if hardware.weight_bits is None:
         return

@@ -242,8 +242,9 @@ def _uncovered(
     for name, shape in shapes.items():
         held = {index: s.box for index, s in enumerate(placement) if s.population == name}
         size, covered = int(np.prod(shape)), sum(map(count, held.values()))
-        if covered != size or _overlap(list(held.values()), shape):
-            found = f"{covered} neurons" if covered != size else "neurons in two slices"
+        twice = _overlap(list(held.values()), shape)
+        if covered != size or twice:
+            found = "neurons in two slices" if twice else f"{covered} neurons"
             allowed = f"each of its {size} neurons once"
             violation = Violation("NM-FIT-031", f"placement of {name}", found, allowed)
             yield next(iter(held), None), violation

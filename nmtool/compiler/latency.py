@@ -54,7 +54,7 @@ def _reached(
     sent = leaving + network.axonal_delay(projection.source)
     delay = np.broadcast_to(projection.delay, projection.weight_mantissa.shape)
     arrival = np.full(network.sizes[projection.target], _NEVER)
-    for steps in np.unique(delay):
+    for steps in np.unique(projection.delay):
         operations = with_weight(projection.operations, (delay == steps).astype(np.float64))
         for time in np.unique(sent[np.isfinite(sent)]):
             spikes = (sent == time).astype(np.float64)[None]

@@ -116,7 +116,7 @@ class Costs:
                 total += wiring.sent(box, self.chip)
             else:
                 targets = boxes.get(p.target, (whole(self.network.shapes[p.target]),))
-                total += sum(wiring.reach(box, target) for target in targets)
+                total += sum(wiring.slots(box, target) for target in targets)
         return total
 
     def _incoming(self, name: str) -> list[str]:
@@ -160,7 +160,8 @@ def partition(costs: Costs) -> tuple[Boxes, list[Unsplittable]]:
     again until nothing changes. What cannot be cut small enough stays whole.
     """
     network = costs.network
-    order = list(data_flow(network.inputs, network.populations, network.projections))[::-1]
+    named = (network.inputs, network.populations, network.projections)
+    order = list(data_flow(*(dict(sorted(items.items())) for items in named)))[::-1]  # type: ignore[arg-type]
     boxes: Boxes = {}
     problems: dict[str, Unsplittable] = {}
     for _ in range(len(order) + 1):
@@ -171,9 +172,16 @@ def partition(costs: Costs) -> tuple[Boxes, list[Unsplittable]]:
                 problems[name] = found
                 found = (whole(network.shapes[name]),)
             boxes[name] = found
-        if boxes == before or costs.chip.axons.kind == "shared":
+        if boxes == before or not _loops(costs, order):
             break
     return {name: boxes[name] for name in order[::-1]}, list(problems.values())
+
+
+def _loops(costs: Costs, order: Sequence[str]) -> bool:
+    """Whether the boxes of a population depend on some that are cut after it."""
+    rank = {name: at for at, name in enumerate(order)}
+    ends = ((p.source, p.target) for p in costs.network.projections.values() if p.source in rank)
+    return costs.chip.axons.kind == "discrete" and any(rank[t] >= rank[s] for s, t in ends)
 
 
 def _cut(costs: Costs, name: str, boxes: Boxes) -> tuple[Box, ...] | Unsplittable:
@@ -185,11 +193,15 @@ def _cut(costs: Costs, name: str, boxes: Boxes) -> tuple[Box, ...] | Unsplittabl
         return Unsplittable(name, needed, tuple(beyond))
 
     def fits(box: Box) -> bool:
+        if count(box) > chip.neurons_per_core:
+            return False
+        box = tuple((start, min(stop, n)) for (start, stop), n in zip(box, shape, strict=True))
         if exceeded(costs.demand(name, box, boxes), chip):
             return False
+        if chip.split_synapse_bits == UNLIMITED or count(box) == 1:
+            return True
         reckoned = costs.demand(name, box, boxes, chip.split_weight_bits)
-        alone = all(stop - start == 1 for start, stop in box)
-        return alone or reckoned.synapse_bits <= chip.split_synapse_bits
+        return reckoned.synapse_bits <= chip.split_synapse_bits
 
     try:
         if len(shape) < 3:
@@ -215,7 +227,7 @@ def _rows(box: Box, fits: Callable[[Box], bool], chip: ChipSpec) -> Iterator[Box
         return
     room = chip.neurons_per_core + 1
     while room > 2 and not all(fits(part) for part in _slices(box, 0, room - 1)):
-        room //= 2
+        room = max(room // 2, 2)
     for part in _slices(box, 0, room - 1):
         yield from [part] if fits(part) else _along(part, 0, fits, "any")
 
@@ -234,9 +246,9 @@ def _channel_parts(
             width //= 2
         parts = _slices(channels, 0, width)
     else:
-        parts = _along(channels, 0, lambda part: fits((*places, *part)), "any")
+        parts = _along((*places, *channels), len(shape) - 1, fits, "any")
     for part in parts:
-        yield (*((0, n) for n in shape[:-1]), *part)
+        yield (*((0, n) for n in shape[:-1]), part[-1])
 
 
 def _along(box: Box, axis: int, fits: Callable[[Box], bool], widths: str) -> Iterator[Box]:
@@ -255,7 +267,7 @@ def _along(box: Box, axis: int, fits: Callable[[Box], bool], widths: str) -> Ite
 
 
 def _evenly(box: Box, axis: int, fits: Callable[[Box], bool]) -> Iterator[Box]:
-    """Cut a box into slices of one width, a power of two that fits also where it hangs over."""
+    """Cut a box into slices of one width, a power of two; neurons that hang over count as well."""
     if axis == len(box):
         raise _TooLarge(box)
     start, stop = box[axis]

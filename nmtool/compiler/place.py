@@ -2,8 +2,9 @@
 
 Cores sit in tiles on a mesh, and spikes go along x, then y: a spike from one core to another takes
 as many hops as their tiles lie apart, |dx| + |dy|. The chips of a board are taken to stand in a row
-along x (an assumption: no source says how they are joined). Slices are placed in data-flow order,
-each on the free core with the fewest spike-hops to what is placed already.
+along x (an assumption: no source says how they are joined). Slices are placed one by one, each on
+the free core with the fewest spike-hops to what is placed already, in two orders, or simply one
+after the other: the best of the three is taken.
 """
 
 from __future__ import annotations
@@ -111,24 +112,48 @@ def traffic(
 
 
 def place(flow: IntArray, bins: Sequence[Sequence[int]], chip: ChipSpec, n_cores: int) -> IntArray:
-    """The core of every bin of slices: each where its spikes to and from the placed ones go least.
+    """The core of every bin of slices, by the placement with the fewest spike-hops of three.
 
-    ``flow`` holds the spikes between slices, ``n_cores`` counts the cores of each chip that can be
-    used. Cores are numbered on through the chips.
+    Bins go where their spikes to and from the placed ones go least, either in their order or each
+    time the one with most such spikes; or one after the other on the next core. ``flow`` holds the
+    spikes between slices, ``n_cores`` counts the cores of each chip that can be used. Cores are
+    numbered on through the chips.
     """
     between = _of_bins(flow, bins)
-    between = between + between.T
+    both = between + between.T
     positions = tile_positions(chip, n_cores, -(-len(bins) // n_cores) if bins else 1)
-    order = np.arange(len(bins))
-    cores = np.full(len(bins), -1, dtype=np.int64)
+    found = [_nearest(both, positions, attached) for attached in (True, False)]
+    found.append(np.arange(len(bins)))
+    return min(found, key=lambda cores: _hops(between, positions[cores]))
+
+
+def _nearest(between: IntArray, positions: IntArray, attached: bool) -> IntArray:
+    """Bins one by one, each on the free core with the fewest spike-hops to those before it.
+
+    ``attached``: next comes the bin with most spikes to and from those before it.
+    """
+    tiles, tile = np.unique(positions, axis=0, return_inverse=True)
+    tile = tile.ravel()
+    apart = np.abs(tiles[:, None] - tiles[None]).sum(axis=2).astype(np.float64)
+    cores = np.full(len(between), -1, dtype=np.int64)
     free = np.ones(len(positions), dtype=np.bool_)
-    for index in order:
-        placed = np.flatnonzero((cores >= 0) & (between[index] > 0))
-        apart = np.abs(positions[:, None] - positions[cores[placed]]).sum(axis=2)
-        cost = apart @ between[index, placed]
-        cores[index] = int(np.argmin(np.where(free, cost, np.iinfo(np.int64).max)))
+    ties = np.zeros(len(between), dtype=np.int64)
+    for _ in range(len(between)):
+        placed = cores >= 0
+        index = int(np.argmax(np.where(placed, -1, ties)))
+        spikes = np.bincount(tile[cores[placed]], between[index, placed], len(tiles))
+        cost = (apart @ spikes)[tile]
+        cores[index] = int(np.argmin(np.where(free, cost, np.inf)))
         free[cores[index]] = False
+        if attached:
+            ties += between[index]
     return cores
+
+
+def _hops(between: IntArray, positions: IntArray) -> int:
+    """Spike-hops between bins at these positions."""
+    ends = np.nonzero(between)
+    return int(between[ends] @ np.abs(positions[ends[0]] - positions[ends[1]]).sum(axis=1))
 
 
 def tile_positions(chip: ChipSpec, n_cores: int, n_chips: int) -> IntArray:
@@ -145,25 +170,14 @@ def spike_hops(
 ) -> Hops:
     """What a placement costs in hops, and what random ones on the same cores would."""
     at = np.array([[s.chip, s.core] for s in placement], dtype=np.int64).reshape(-1, 2)
-    tile = at[:, 1] // chip.cores_per_tile
-    x, y = np.divmod(tile, chip.mesh[1])
-    positions = np.stack([x + at[:, 0] * chip.mesh[0], y], axis=1)
     used, own = np.unique(at, axis=0, return_inverse=True)
-    own = own.ravel()
-    first = np.array([int(np.flatnonzero(own == k)[0]) for k in range(len(used))], dtype=np.int64)
+    between = _joined(flow, own.ravel(), len(used))
+    x, y = np.divmod(used[:, 1] // chip.cores_per_tile, chip.mesh[1])
+    positions = np.stack([x + used[:, 0] * chip.mesh[0], y], axis=1)
     rng = np.random.default_rng(seed)
-    random = [
-        _hops(flow, positions[first[rng.permutation(len(used))]][own])
-        for _ in range(RANDOM_PLACEMENTS if len(used) else 0)
-    ]
-    crossings = int((flow * np.abs(at[:, None, 0] - at[None, :, 0])).sum())
-    mean = float(np.mean(random)) if random else 0.0
-    return Hops(_hops(flow, positions), crossings, mean, basis)
-
-
-def _hops(flow: IntArray, positions: IntArray) -> int:
-    apart = np.abs(positions[:, None] - positions[None]).sum(axis=2)
-    return int((flow * apart).sum())
+    random = [_hops(between, rng.permutation(positions)) for _ in range(RANDOM_PLACEMENTS)]
+    crossings = _hops(between, used[:, :1])
+    return Hops(_hops(between, positions), crossings, float(np.mean(random)), basis)
 
 
 def _of_bins(flow: IntArray, bins: Sequence[Sequence[int]]) -> IntArray:
@@ -171,9 +185,14 @@ def _of_bins(flow: IntArray, bins: Sequence[Sequence[int]]) -> IntArray:
     own = np.zeros(len(flow), dtype=np.int64)
     for index, held in enumerate(bins):
         own[list(held)] = index
-    merged = np.zeros((len(bins), len(bins)), dtype=np.int64)
-    np.add.at(merged, (own[:, None], own[None, :]), flow)
-    return merged
+    return _joined(flow, own, len(bins))
+
+
+def _joined(flow: IntArray, own: IntArray, size: int) -> IntArray:
+    """The spikes between groups of slices, ``own`` the group of every slice."""
+    pair = own[:, None] * size + own[None]
+    sums = np.bincount(pair.ravel(), flow.ravel(), size * size)
+    return np.rint(sums).astype(np.int64).reshape(size, size)
 
 
 def slices_of(boxes: Boxes) -> list[tuple[str, Box]]:

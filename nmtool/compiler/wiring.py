@@ -7,13 +7,14 @@ sources reach it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from nmtool.chip import ChipSpec
+from nmtool.chip import ChipSpec, SynapseMemory
 from nmtool.compiler.memory import delay_bits, index_bits, kernel_bits, powers_of_two, row_bits
 from nmtool.fixedpoint import BoolArray, IntArray
 from nmtool.operations import (
@@ -34,6 +35,13 @@ Box: TypeAlias = tuple[Pair, ...]
 """Neurons [start, stop) on every axis of a shape."""
 
 
+AXON_BASES = 256
+"""Targets that the base of a shared axon counts (Loihi 1: nengo-loihi ``conv.py``)."""
+
+SLOTS = 2
+"""Output axons that an axon shared by channels takes (Loihi 1: nengo-loihi ``block.py``, pop32)."""
+
+
 def whole(shape: Shape) -> Box:
     """The box of all neurons of a shape."""
     return tuple((0, size) for size in shape)
@@ -41,7 +49,7 @@ def whole(shape: Shape) -> Box:
 
 def count(box: Box) -> int:
     """The neurons of a box."""
-    return int(np.prod([stop - start for start, stop in box], dtype=np.int64))
+    return math.prod(stop - start for start, stop in box)
 
 
 def neurons(box: Box, shape: Shape) -> IntArray:
@@ -61,6 +69,9 @@ class Wiring(Protocol):
 
     def reach(self, source: Box, target: Box) -> int:
         """How many neurons of a box of sources have a synapse into a box of targets."""
+
+    def slots(self, source: Box, target: Box) -> int:
+        """Output axons of a box of sources to a box of targets, where axons are not shared."""
 
     def sources(self, target: Box) -> BoolArray:
         """Which source neurons have a synapse into a box of targets."""
@@ -93,6 +104,10 @@ class Full:
         """All of them."""
         return count(source) if count(target) else 0
 
+    def slots(self, source: Box, target: Box) -> int:
+        """One for each source."""
+        return self.reach(source, target)
+
     def sources(self, target: Box) -> BoolArray:
         """All of them."""
         return np.full(self.n_sources, count(target) > 0)
@@ -111,7 +126,7 @@ class Axis:
 
     taps: IntArray
     size: int
-    _patterns: dict[Pair, IntArray] = field(default_factory=dict, repr=False)
+    _uses: dict[Pair, IntArray] = field(default_factory=dict, repr=False)
     _below: dict[Pair, IntArray] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -142,19 +157,30 @@ class Axis:
         below = self._below[outputs]
         return int(below[inputs[1]] - below[inputs[0]])
 
-    def patterns(self, outputs: Pair) -> IntArray:
-        """The sizes of the unique patterns of kernel places that inputs use within a range."""
-        if outputs not in self._patterns:
-            self._patterns[outputs] = self._find_patterns(outputs)
-        return self._patterns[outputs]
+    def uses(self, outputs: Pair) -> IntArray:
+        """How inputs are used by a range of outputs, shape (ways, 4), each way once.
 
-    def _find_patterns(self, outputs: Pair) -> IntArray:
+        A way is (pattern of kernel places, its size, first output from the range's start, outputs
+        from the first to the last).
+        """
+        if outputs not in self._uses:
+            self._uses[outputs] = self._find_uses(outputs)
+        return self._uses[outputs]
+
+    def _find_uses(self, outputs: Pair) -> IntArray:
         """An input's pattern is which kernel places reach an output of the range through it."""
         taps = self.taps[outputs[0] : outputs[1]]
-        inputs, inside = np.unique(taps[taps >= 0], return_inverse=True)
+        reached, place = np.nonzero(taps >= 0)
+        inputs, inside = np.unique(taps[reached, place], return_inverse=True)
         used = np.zeros((inputs.size, taps.shape[1]), dtype=np.bool_)
-        used[inside, np.nonzero(taps >= 0)[1]] = True
-        return np.asarray(np.unique(used, axis=0).sum(axis=1))
+        used[inside, place] = True
+        pattern = np.unique(used, axis=0, return_inverse=True)[1].ravel()
+        first = np.full(inputs.size, len(taps), dtype=np.int64)
+        last = np.zeros(inputs.size, dtype=np.int64)
+        np.minimum.at(first, inside, reached)
+        np.maximum.at(last, inside, reached)
+        ways = np.stack([pattern, used.sum(axis=1), first, last - first], axis=1)
+        return np.asarray(np.unique(ways, axis=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,23 +205,53 @@ class Window:
         if memory.kernels == "shared":
             rows = self.x.taps.shape[1] * self.y.taps.shape[1] * sources
             return kernel_bits(rows, per_source, bits, memory)
-        sizes = np.multiply.outer(self.x.patterns(box[0]), self.y.patterns(box[1]))
-        return sources * int(row_bits(sizes * per_source, bits + memory.index_bits, memory).sum())
+        sizes, last = self._rows(box, memory)
+        index = index_bits(last + 1, memory)
+        if index is None:
+            return _TOO_MUCH
+        return int(row_bits(sizes * sources * per_source, bits + index, memory).sum())
+
+    def _rows(self, box: Box, memory: SynapseMemory) -> tuple[IntArray, int]:
+        """Targets of every row of a channel, and the largest index of a synapse.
+
+        Inputs share a row if the same kernel places reach outputs and the first of these lies in
+        the same stretch of targets that the base of an axon can count.
+        """
+        x, y = self.x.uses(box[0])[:, None], self.y.uses(box[1])[None]
+        n_y, n_channels = box[1][1] - box[1][0], box[2][1] - box[2][0]
+        start = (x[..., 2] * n_y + y[..., 2]) * n_channels // AXON_BASES * AXON_BASES
+        span = (x[..., 3] * n_y + y[..., 3]) * n_channels + n_channels - 1
+        n_patterns = self.y.taps.shape[0] + self.y.size
+        pattern = x[..., 0] * n_patterns + y[..., 0]
+        sizes = np.broadcast_to(x[..., 1] * y[..., 1], pattern.shape).ravel()
+        n_starts = int(start.max(initial=0)) + 1
+        first = np.unique(pattern.ravel() * n_starts + start.ravel(), return_index=True)[1]
+        return sizes[first], int((start + span).max(initial=0))
 
     def input_axons(self, box: Box, chip: ChipSpec) -> int:
-        """One for each stride in x, or one for each source neuron."""
+        """One for each stride in x, or one for each place, which its channels share."""
         if chip.axons.kind == "shared":
             return self.stride
-        seen = int(self.x.seen(box[0]).sum()) * int(self.y.seen(box[1]).sum())
-        return seen * self._sources(box[2])
+        return int(self.x.seen(box[0]).sum()) * int(self.y.seen(box[1]).sum())
+
+    def slots(self, source: Box, target: Box) -> int:
+        """Two for each place."""
+        return SLOTS * self._places(source, target) if self.reach(source, target) else 0
 
     def reach(self, source: Box, target: Box) -> int:
         """Places that both see, times the channels of the groups in common."""
+        places = self._places(source, target)
+        if not places:
+            return 0
         width = self.channels_in // self.groups
         first, last = self._groups(target[2])
         low, high = max(source[2][0], first * width), min(source[2][1], (last + 1) * width)
-        places = self.x.overlap(source[0], target[0]) * self.y.overlap(source[1], target[1])
         return places * max(high - low, 0)
+
+    def _places(self, source: Box, target: Box) -> int:
+        """Places of a box of sources that a box of targets sees."""
+        x = self.x.overlap(source[0], target[0])
+        return x * self.y.overlap(source[1], target[1]) if x else 0
 
     def sources(self, target: Box) -> BoolArray:
         """The places that the kernels see, in the channels of their groups."""
@@ -261,13 +317,17 @@ class Listed:
     def input_axons(self, box: Box, chip: ChipSpec) -> int:
         """One for each source, or for each that reaches the box."""
         if chip.axons.kind == "shared":
-            return int(np.prod(self.shapes[0]))
+            return math.prod(self.shapes[0])
         return int(np.count_nonzero(self._rows(box)))
 
     def reach(self, source: Box, target: Box) -> int:
         """Sources of one box with a synapse into the other."""
         rows = self._rows(target)
         return int(np.count_nonzero(rows[neurons(source, self.shapes[0])]))
+
+    def slots(self, source: Box, target: Box) -> int:
+        """One for each source."""
+        return self.reach(source, target)
 
     def sources(self, target: Box) -> BoolArray:
         """Those that the list has."""
@@ -279,12 +339,12 @@ class Listed:
 
     def _rows(self, box: Box) -> IntArray:
         """Synapses of every source into a box."""
-        size = int(np.prod(self.shapes[0]))
+        size = math.prod(self.shapes[0])
         if all(ends == (0, n) for ends, n in zip(box[1:], self.shapes[1][1:], strict=True)):
-            stride = int(np.prod(self.shapes[1][1:], dtype=np.int64))
+            stride = math.prod(self.shapes[1][1:])
             edges = np.searchsorted(self.target, [box[0][0] * stride, box[0][1] * stride])
             return np.bincount(self.source[edges[0] : edges[1]], minlength=size)
-        inside = np.zeros(int(np.prod(self.shapes[1])), dtype=np.bool_)
+        inside = np.zeros(math.prod(self.shapes[1]), dtype=np.bool_)
         inside[neurons(box, self.shapes[1])] = True
         return np.bincount(self.source[inside[self.target]], minlength=size)
 
@@ -306,14 +366,14 @@ def wiring(network: QuantizedNetwork, projection: QuantizedProjection) -> Wiring
     shaping = _without_scale(chain)
     last = shaping[-1]
     if isinstance(last, Dense) and all(isinstance(op, Flatten) for op in shaping[:-1]):
-        return Full(int(np.prod(shape)), bits, delay)
+        return Full(math.prod(shape), bits, delay)
     if isinstance(last, Conv | SumPool) and len(shaping) == 1 and len(target) == 3:
         return _window(last, shape, bits, delay)
     if len(shaping) == 1 and isinstance(last, Sparse):
         return Listed.of(last.source, last.target, (shape, target), bits, delay)
     joined = chain_connections(chain, shape)
-    pairs = np.unique(joined.target * int(np.prod(shape)) + joined.source)
-    ends = np.divmod(pairs, int(np.prod(shape)))
+    pairs = np.unique(joined.target * math.prod(shape) + joined.source)
+    ends = np.divmod(pairs, math.prod(shape))
     return Listed.of(ends[1], ends[0], (shape, target), bits, delay)
 
 

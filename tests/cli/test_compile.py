@@ -345,7 +345,7 @@ def test_a_placement_that_asks_too_much_of_a_core(nmtool, folder, chip, hardware
     board = hardware(chip=chip("neurons_per_core: 30"))
     done = nmtool("compile", "run", "--hw", board, "-o", "p.h5", "--placement", "one.yaml")
     assert done.code == 5
-    assert "NM-FIT-031 chip 0 core 0 (hidden, output): found 36 neurons, allowed 30" in done.err
+    assert "NM-FIT-020 chip 0 core 0 (hidden, output): found 36 neurons, allowed 30" in done.err
 
 
 # Activity

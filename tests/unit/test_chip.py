@@ -23,7 +23,7 @@ LIMITS = [f.name for f in fields(ChipSpec) if f.name not in ("name", "facts")]
 
 
 def test_there_are_chips_and_targets():
-    assert CHIPS == ["loihi1", "loihi2"]
+    assert CHIPS == ["loihi1", "loihi2", "loihi2-2022"]
     assert {"reference", "lava-sim", "loihi2-faulty"} <= set(TARGETS)
     assert all(path.is_file() for path in shipped("chips").values())
     assert shipped("targets")["reference"].parent == config_folder()
@@ -84,7 +84,11 @@ def test_only_the_faulty_target_has_faults():
 @pytest.mark.parametrize(
     ("load", "name", "message"),
     [
-        (load_chip, "loihi3", r"chip loihi3: unknown, allowed loihi1, loihi2, or the path .*"),
+        (
+            load_chip,
+            "loihi3",
+            r"chip loihi3: unknown, allowed loihi1, loihi2-2022, loihi2, or the path .*",
+        ),
         (load_hardware, "referense", r"target referense: unknown, .*; did you mean reference\?"),
         (load_hardware, "", "target : unknown"),
         (load_hardware, "lava-loihi", "a backend, which the target kapoho-point and the target .*"),
