@@ -86,13 +86,14 @@ def test_states_that_are_asked_for_are_counted(nmtool, folder, rasters):
 
 def test_measured_constants_in_a_chip_file(nmtool, folder, hardware, rasters):
     (folder / "chip.yaml").write_text(
-        "schema: nmtool.chip/v1\nextends: loihi2\nname: loihi2\ncost_models:\n  ours:\n"
+        "schema: nmtool.chip/v1\nextends: loihi2\nname: ours\ncost_models:\n  ours:\n"
         "    about: our board\n    events:\n"
         "      synapse_dense: {energy_pj: 10, standing: measured, source: our bench}\n"
     )
     target = hardware(chip="chip.yaml")
+    assert nmtool("compile", "run", "--hw", target, "-o", "ours.h5").code == 0
     done = nmtool(
-        *("deploy", "run/program.h5", "--hw", target, "--input", "spikes.npy", "--cost", "--json")
+        *("deploy", "ours.h5", "--hw", target, "--input", "spikes.npy", "--cost", "--json")
     )
     assert done.code == 0
     cost = done.json["cost"]

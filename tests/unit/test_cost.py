@@ -553,7 +553,7 @@ def test_models_by_name():
 MEASURED = """\
 schema: nmtool.chip/v1
 extends: loihi2
-name: loihi2
+name: our-loihi2
 cost_models:
   ours:
     about: our board, March
@@ -569,7 +569,9 @@ def test_measured_constants_of_a_users_chip_file(tmp_path):
     chip = load_chip(str(path))
     assert chip.static_power is None
     net, given = DENSE
-    counts, _, _ = counted(replace(net, chip="loihi2"), given, chip=chip, probe="spikes")
+    counts, _, _ = counted(
+        replace(net, chip="loihi2"), given, replace(chip, name="loihi2"), probe="spikes"
+    )
     modelled = estimate(counts, chip)
     operations, spikes = counts.totals["synapse_dense"], counts.totals["spike"]
     assert modelled.energy == {"synapse_dense": 10.0 * operations, "spike": 7.0 * spikes}
