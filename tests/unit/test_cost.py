@@ -566,12 +566,10 @@ cost_models:
 def test_measured_constants_of_a_users_chip_file(tmp_path):
     path = tmp_path / "measured.yaml"
     path.write_text(MEASURED)
-    chip = load_chip(str(path))
+    chip = replace(load_chip(str(path)), name="loihi2")
     assert chip.static_power is None
     net, given = DENSE
-    counts, _, _ = counted(
-        replace(net, chip="loihi2"), given, replace(chip, name="loihi2"), probe="spikes"
-    )
+    counts, _, _ = counted(replace(net, chip="loihi2"), given, chip, probe="spikes")
     modelled = estimate(counts, chip)
     operations, spikes = counts.totals["synapse_dense"], counts.totals["spike"]
     assert modelled.energy == {"synapse_dense": 10.0 * operations, "spike": 7.0 * spikes}
