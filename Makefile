@@ -24,8 +24,16 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest
 
-bench: $(READY)
+# What training is measured against. Without what they name as needed: vision, chips, plotting.
+PEERS := $(VENV)/.peers
+$(PEERS): $(READY) constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt \
+		snntorch spikingjelly norse sinabs loguru nir nirtorch pbr
+	touch $@
+
+bench: $(READY) $(PEERS)
 	$(BIN)/python benchmarks/simulation.py --output runs/simulation.json --plot docs/figures/simulation.png
+	$(BIN)/python benchmarks/training.py --output runs/training.json
 
 bench-compile: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compile_scale.py --output runs/compile-scale.json --plot docs/figures/compile-scale.png

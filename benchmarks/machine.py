@@ -60,6 +60,33 @@ def bandwidth(threads: int) -> float:
     return CACHE_BYTES * threads * rounds / seconds
 
 
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _multiply_add(a: Any, rounds: int) -> None:
+    """Eight float32 multiply-adds on every element."""
+    half, tenth = np.float32(0.5), np.float32(0.1)
+    for _ in range(rounds):
+        for i in range(a.size):
+            x = a[i]
+            for _ in range(8):
+                x = x * half + tenth
+            a[i] = x
+
+
+def real_rate(threads: int) -> float:
+    """float32 operations per second of so many threads, a multiply-add counted once."""
+    rounds = 2000
+    words = [np.ones(VECTOR_WORDS, dtype=np.float32) for _ in range(threads)]
+    seconds = best(lambda: _together([partial(_multiply_add, w, rounds) for w in words]))
+    return 8 * VECTOR_WORDS * threads * rounds / seconds
+
+
+def product_rate() -> float:
+    """float32 multiply-adds per second of a matrix product, in as many threads as numpy has."""
+    n = 1024
+    a, b = np.ones((n, n), dtype=np.float32), np.ones((n, n), dtype=np.float32)
+    return n**3 / best(lambda: a @ b)
+
+
 def _together(calls: list[Callable[[], object]]) -> None:
     """Run the calls at the same time, a thread each."""
     if len(calls) == 1:

@@ -1,8 +1,8 @@
 """The event engine: the same networks, spikes and gradients as SLAYER's blocks, by events.
 
 The forward pass is the chip's integer arithmetic, step by step, and adds a row of weights for each
-spike that there is; the backward pass is SLAYER's in float32. Samples are cut into the same parts
-whatever the number of threads, so results do not depend on it.
+spike that there is; the backward pass is SLAYER's in float32. Every sum has the same order whatever
+the number of threads, so results do not depend on it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nmtool.chip import ChipSpec
+from nmtool.chip import ChipSpec, SynapseFormat
 from nmtool.config import Surrogate
 from nmtool.errors import FitError
-from nmtool.fixedpoint import ALIGN_BITS, CURRENT_DECAY_OFFSET, DECAY_ONE, IntArray, shift
+from nmtool.fixedpoint import ALIGN_BITS, CURRENT_DECAY_OFFSET, DECAY_ONE
 from nmtool.network import Network
 from nmtool.quantization import (
     STATE_SCALE,
+    WEIGHT_SCALE,
     choose_format,
-    dequantize_weights,
+    exact_exponents,
     quantize,
-    quantize_weights,
 )
 from nmtool.training import kernels
 from nmtool.training.model import States, feed
@@ -40,7 +40,10 @@ GUESS = 8
 """Rasters are taken to hold fewer spikes than their size by this; if not, they are read again."""
 
 PARTS = 4
-"""A batch is cut into so many parts at most, each with weight gradients of its own."""
+"""Work is cut into so many parts at most, which threads share; no sum is cut."""
+
+CLOSE = 1e-9
+"""Squared errors this near to each other, relatively, may come out in another order."""
 
 TAU_FACTOR, SCALE_FACTOR = 100.0, 0.1
 """SLAYER's CUBA neuron widens tau_grad and lowers scale_grad by these (lava-dl, neuron/cuba.py)."""
@@ -89,25 +92,37 @@ class Events:
 
 def _listed(raster: Array) -> tuple[Array, Array]:
     """Places on the last axis of all that is not 0, and where those of each row begin."""
-    samples, rows = raster.shape[:2]
+    samples, rows, places = raster.shape
     bits = np.ascontiguousarray(raster).view(f"i{raster.dtype.itemsize}")
-    start = np.empty(samples * rows + 1, dtype=np.int64)
-    inner = np.empty(raster.size // GUESS, dtype=np.int32)
-    found = kernels.list_events(bits, inner, start)
-    if found > inner.size:
-        inner = np.empty(found, dtype=np.int32)
-        kernels.list_events(bits, inner, start)
+    bits = bits.reshape(samples * rows, places)
+    start = np.zeros(samples * rows + 1, dtype=np.int64)
+
+    def part(first: int, last: int) -> tuple[int, int, Array]:
+        inner = np.empty((last - first) * places // GUESS, dtype=np.int32)
+        found = kernels.list_events(first, last, bits, inner, start)
+        if found > inner.size:
+            inner = np.empty(found, dtype=np.int32)
+            kernels.list_events(first, last, bits, inner, start)
+        return first, last, inner[:found]
+
+    listed = in_parts(samples * rows, part)
+    for first, last, inner in listed:
+        start[first:last] += start[-1]
+        start[-1] += inner.size
     begins = np.empty((samples, rows + 1), dtype=np.int64)
     begins[:, :-1] = start[:-1].reshape(samples, rows)
     begins[:, -1] = start[rows::rows] if rows else 0
-    return inner[:found], begins
+    found = [inner for _, _, inner in listed]
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int32), begins
 
 
 def _turned(inner: Array, begins: Array, places: int) -> tuple[Array, Array]:
     """Events by row turned into events by place."""
     turned = np.zeros((len(begins), places + 1), dtype=np.int64)
     index = np.empty_like(inner)
-    kernels.turn(inner, begins, index, turned)
+    in_parts(
+        len(begins), lambda first, last: kernels.turn(first, last, inner, begins, index, turned)
+    )
     return index, turned
 
 
@@ -212,25 +227,24 @@ class EventNetwork(torch.nn.Module):
         """
         (source,) = self.network.inputs
         run = Run({source: Events.of_rows(x.detach().numpy())}, [], [], [], [])
+        sources = {layer.source for layer in self.layers}
         for layer in self.layers:
-            real, whole = self._rounded(layer)
+            rounded = self._rounded(layer)
             current, voltage, spikes = _run_layer(
-                layer, whole, run.events[layer.source], x.shape[2], keep_current
+                layer, rounded, run.events[layer.source], x.shape[2], keep_current
             )
-            run.events[layer.name] = Events.of_steps(spikes)
-            run.weight.append(real)
+            if layer.name in sources:
+                run.events[layer.name] = Events.of_steps(spikes)
+            run.weight.append(rounded.real)
             run.current.append(current)
             run.voltage.append(voltage)
             run.spikes.append(spikes)
         return run
 
-    def _rounded(self, layer: Layer) -> tuple[Array, Array]:
-        """Weights rounded to the chip's format: real and in units of 1/64, (target, source)."""
+    def _rounded(self, layer: Layer) -> Rounded:
         real = self.weight[layer.projection].detach().numpy()
-        format = choose_format(layer.projection, real, self.network.weight_bits, self._chip)
-        mantissa = quantize_weights(real, format)
-        rounded = dequantize_weights(mantissa, format).astype(np.float32)
-        return rounded, shift(mantissa, format.exponent)
+        format = closest_format(layer.projection, real, self.network.weight_bits, self._chip)
+        return round_to(real, format)
 
     def parameter(self, projection: str) -> torch.nn.Parameter:
         """The real weights of a projection before rounding, shape (target, source)."""
@@ -266,13 +280,13 @@ class _Pass(torch.autograd.Function):
         run = network.run(x)
         ctx.network, ctx.run = network, run
         ctx.set_materialize_grads(False)
-        return tuple(torch.from_numpy(spikes.astype(np.float32)) for spikes in run.spikes)
+        return tuple(torch.from_numpy(spikes) for spikes in run.spikes)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         network, run = ctx.network, ctx.run
         wanted = {
-            layer.name: None if g is None else g.numpy().astype(np.float32)
+            layer.name: None if g is None else np.ascontiguousarray(g.numpy(), dtype=np.float32)
             for layer, g in zip(network.layers, gradients, strict=True)
         }
         found: list[torch.Tensor | None] = [None] * len(network.layers)
@@ -280,43 +294,106 @@ class _Pass(torch.autograd.Function):
             gradient = wanted[layer.name]
             if gradient is None:
                 continue
-            arriving = _arriving(layer, np.ascontiguousarray(gradient), run.voltage[i])
+            arriving = _arriving(layer, gradient, run.voltage[i])
             found[i] = torch.from_numpy(_weight_gradient(layer, run.events[layer.source], arriving))
             if layer.source in wanted:
-                _send_back(wanted, layer, arriving @ run.weight[i])
+                _send_back(wanted, layer, arriving, run.weight[i])
         return None, None, *found
 
 
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """Weights rounded to the chip's format.
+
+    Attributes:
+        real: in real units, float32 (target, source).
+        blocks: in units of 1/64, (blocks of targets, source, target in the block), 16 bits if
+            they suffice.
+        largest: the largest size in units of 1/64.
+    """
+
+    real: Array
+    blocks: Array
+    largest: int
+
+
+def closest_format(projection: str, weight: Array, bits: int, chip: ChipSpec) -> SynapseFormat:
+    """What ``choose_format`` gives, from the few exponents that can be the best.
+
+    Among exponents that clip no weight the finest has the smallest error, for its numbers hold
+    those of the coarser ones. A finer one cannot win once the largest weight alone is clipped by
+    more than the best error. Where two errors are as good as equal, ``choose_format`` decides.
+    """
+    low, high = (float(f(initial=0)) for f in (weight.min, weight.max))
+    if not (np.isfinite([low, high]).all() and low < 0 < high and bits in chip.weight_bits):
+        return choose_format(projection, weight, bits, chip)
+    formats = [SynapseFormat(bits, e, "mixed") for e in exact_exponents(bits, "mixed", chip)]
+    fits = [k for k, f in enumerate(formats) if _clipped(f, low, high) <= _unit(f) / 2]
+    errors = dict[int, float]()
+    for k in range(min(len(formats) - 1, fits[0] + 1 if fits else len(formats)), -1, -1):
+        if errors and _clipped(formats[k], low, high) ** 2 > min(errors.values()) * (1 + CLOSE):
+            break
+        errors[k] = kernels.squared_error(weight, *_grid(formats[k]))
+    best = min(errors, key=lambda k: errors[k])
+    near = sum(error <= errors[best] * (1 + CLOSE) for error in errors.values())
+    return formats[best] if near == 1 else choose_format(projection, weight, bits, chip)
+
+
+def _unit(format: SynapseFormat) -> float:
+    """The distance between neighbouring weights, in real units."""
+    return format.step * 2.0**format.exponent / WEIGHT_SCALE
+
+
+def _clipped(format: SynapseFormat, low: float, high: float) -> float:
+    """By how much the smallest or largest weight lies outside of a format."""
+    unit = _unit(format) / format.step
+    return max(0.0, high - format.maximum * unit, format.minimum * unit - low)
+
+
+def _grid(format: SynapseFormat) -> tuple[float, float, float, float]:
+    """Scale, lowest and highest number, and unit of a format's grid."""
+    ends = (format.minimum // format.step, format.maximum // format.step)
+    return 1 / _unit(format), float(ends[0]), float(ends[1]), _unit(format)
+
+
+def round_to(weight: Array, format: SynapseFormat) -> Rounded:
+    """Weights (target, source) rounded to a format, as ``quantize_weights`` does."""
+    n, sources = weight.shape
+    count = -(-n // kernels.BLOCK)
+    width = min(kernels.BLOCK, -(-n // kernels.LANES) * kernels.LANES)
+    unit = format.step * 2.0**format.exponent
+    ends = (format.minimum * 2.0**format.exponent, format.maximum * 2.0**format.exponent)
+    narrow = ends[0] >= np.iinfo(np.int16).min and ends[1] <= np.iinfo(np.int16).max
+    blocks = np.zeros((count, sources, width), np.int16 if narrow else np.int32)
+    real = np.empty((n, sources), dtype=np.float32)
+    largest = in_parts(
+        count,
+        lambda first, last: kernels.round_weights(
+            first, last, weight, *_grid(format), unit, real, blocks
+        ),
+    )
+    return Rounded(real, blocks, int(max(largest, default=0)))
+
+
 def _run_layer(
-    layer: Layer, weight: IntArray, events: Events, steps: int, keep_current: bool
+    layer: Layer, weight: Rounded, events: Events, steps: int, keep_current: bool
 ) -> tuple[Array, Array, Array]:
     """Current, voltage and spikes of a layer, shape (samples, steps, neurons)."""
-    samples, n = len(events.at_step), len(weight)
-    if int(np.abs(weight).max(initial=0)) * events.most >= 1 << (kernels.HUGE - ALIGN_BITS):
+    samples, n = len(events.at_step), len(weight.real)
+    if weight.largest * events.most >= 1 << (kernels.HUGE - ALIGN_BITS):
         raise _too_large(layer)
-    blocks = _in_blocks(weight)
     voltage = np.empty((samples, steps, n), dtype=np.int32)
     current = np.empty((samples, steps if keep_current else 0, n), dtype=np.int32)
-    spikes = np.empty((samples, steps, n), dtype=np.uint8)
+    spikes = np.empty((samples, steps, n), dtype=np.float32)
     registers = (np.int32(r) for r in (layer.keep_u, layer.keep_v, layer.threshold))
-    fixed = (layer.delay, blocks, *registers, layer.bias, current, voltage, spikes)
+    fixed = (layer.delay, weight.blocks, *registers, layer.bias, current, voltage, spikes)
 
     def part(first: int, last: int) -> int:
         return int(kernels.forward(first, last, events.neuron, events.at_step, *fixed))
 
-    if any(in_parts(samples, part)):
+    if any(in_parts(samples * len(weight.blocks), part)):
         raise _too_large(layer)
     return current, voltage, spikes
-
-
-def _in_blocks(weight: IntArray) -> Array:
-    """Weights (target, source) as (blocks of targets, source, target in the block), 16 bits."""
-    n, sources = weight.shape
-    blocks = -(-n // kernels.BLOCK)
-    narrow = np.iinfo(np.int16).min <= weight.min(initial=0) and weight.max(initial=0) < 1 << 15
-    padded = np.zeros((blocks * kernels.BLOCK, sources), np.int16 if narrow else np.int32)
-    padded[:n] = weight
-    return np.ascontiguousarray(padded.reshape(blocks, kernels.BLOCK, sources).swapaxes(1, 2))
 
 
 def _arriving(layer: Layer, gradient: Array, voltage: Array) -> Array:
@@ -325,7 +402,7 @@ def _arriving(layer: Layer, gradient: Array, voltage: Array) -> Array:
     threshold = np.float32(layer.threshold + THRESHOLD_EPSILON)
     keep = np.float32(layer.keep_u / DECAY_ONE), np.float32(layer.keep_v / DECAY_ONE)
     in_parts(
-        len(gradient),
+        len(gradient) * -(-gradient.shape[2] // kernels.BLOCK),
         lambda first, last: kernels.backward(
             first, last, gradient, voltage, threshold, layer.slope, layer.peak, *keep, arriving
         ),
@@ -334,34 +411,34 @@ def _arriving(layer: Layer, gradient: Array, voltage: Array) -> Array:
 
 
 def _weight_gradient(layer: Layer, events: Events, arriving: Array) -> Array:
-    """The gradient of the weights, shape (target, source): one part after the other is added."""
-
-    def part(first: int, last: int) -> Array:
-        total = np.zeros((events.n_neurons, arriving.shape[2]), dtype=np.float32)
-        kernels.weight_gradient(
-            first, last, events.step, events.at_neuron, layer.delay, arriving, total
-        )
-        return total
-
-    parts = in_parts(len(arriving), part)
-    total = parts[0]
-    for other in parts[1:]:
-        total += other
-    return np.ascontiguousarray(total.T)
+    """The gradient of the weights, shape (target, source)."""
+    gradient = np.empty((arriving.shape[2], events.n_neurons), dtype=np.float32)
+    in_parts(
+        -(-events.n_neurons // kernels.SOURCES),
+        lambda first, last: kernels.weight_gradient(
+            first, last, events.step, events.at_neuron, layer.delay, arriving, gradient
+        ),
+    )
+    return gradient
 
 
-def _send_back(wanted: dict[str, Array | None], layer: Layer, gradient: Array) -> None:
+def _send_back(
+    wanted: dict[str, Array | None], layer: Layer, arriving: Array, weight: Array
+) -> None:
     """Add the gradients of a layer's sources, which spiked ``delay`` steps earlier."""
-    earlier = np.zeros_like(gradient)
-    earlier[:, : -layer.delay] = gradient[:, layer.delay :]
+    samples, steps, _ = arriving.shape
+    earlier = np.empty((samples, steps, weight.shape[1]), dtype=np.float32)
+    kept = max(steps - layer.delay, 0)
+    earlier[:, kept:] = 0
+    np.matmul(arriving[:, layer.delay :], weight, out=earlier[:, :kept])
     before = wanted[layer.source]
     wanted[layer.source] = earlier if before is None else before + earlier
 
 
-def in_parts(samples: int, work: Callable[[int, int], Any]) -> list[Any]:
-    """What ``work(first, last)`` gives for every part of a batch, in their order."""
-    n = min(PARTS, samples)
-    parts = list(pairwise(samples * k // n for k in range(n + 1))) if n else []
+def in_parts(count: int, work: Callable[[int, int], Any]) -> list[Any]:
+    """What ``work(first, last)`` gives for every part of so many things, in their order."""
+    n = min(PARTS, count)
+    parts = list(pairwise(count * k // n for k in range(n + 1))) if n else []
     if len(parts) < 2:
         return [work(*part) for part in parts]
     return list(_pool().map(lambda part: work(*part), parts))

@@ -15,7 +15,6 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 _FAST: Any = {"nogil": True, "error_model": "numpy", "cache": True}
-_LOG2E = np.float32(1.4426950408889634)
 _SMALLEST = np.float32(-126)
 _EXP2 = tuple(
     np.float32(np.log(2) ** k / np.prod(np.arange(1, k + 1, dtype=np.float64))) for k in range(7)
@@ -25,8 +24,17 @@ _EXP2 = tuple(
 BLOCK = 256
 """Targets that are run at once: their weights stay in the cache."""
 
-PIECE = 16
-"""Steps of a raster that are looked at together."""
+LANES = 16
+"""Blocks are padded to a multiple of so many targets, which one vector register holds."""
+
+SOURCES = 128
+"""Sources whose weight gradients are summed at once: their rows stay in the cache."""
+
+TILE = 32
+"""Sources whose weights are turned at once."""
+
+PIECE = 32
+"""Places of a raster that are looked at together."""
 
 HUGE = 30
 """A state that needs more bits has left what the sums can hold."""
@@ -40,6 +48,33 @@ def _float_of_bits(_typing: Any, _bits: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@intrinsic
+def _nonzero(_typing: Any, row: Any, _at: Any) -> Any:
+    """Of the ``PIECE`` numbers row[at:at + PIECE], those that are not 0, as the bits of a word."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        number = context.get_data_type(kind.dtype)
+        data = context.make_array(kind)(context, builder, arguments[0]).data
+        lanes = ir.VectorType(number, PIECE)
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), lanes.as_pointer())
+        piece = builder.load(place, align=kind.dtype.bitwidth // 8)
+        spiked = builder.icmp_signed("!=", piece, ir.Constant(lanes, [0] * PIECE))
+        return builder.zext(builder.bitcast(spiked, ir.IntType(PIECE)), ir.IntType(64))
+
+    return types.uint64(row, types.int64), generate
+
+
+@intrinsic
+def _lowest(_typing: Any, _bits: Any) -> Any:
+    """The number of the lowest bit that is set."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(0))
+
+    return types.int64(types.uint64), generate
 
 
 @njit(inline="always", **_FAST)
@@ -66,44 +101,90 @@ def _decayed(state: np.int32, keep: np.int32) -> np.int32:
     return left if state >= 0 else -left
 
 
-@njit(**_FAST)
-def list_events(raster: Any, inner: Any, start: Any) -> int:
-    """Places on the last axis of all that is not 0 in a raster (samples, rows, places), as bits.
+@njit(nogil=True, error_model="numpy", cache=True, fastmath={"reassoc"})
+def squared_error(weight: Any, scale: float, low: float, high: float, back: float) -> float:
+    """Of weights that are rounded to ``back * clip(round(scale * weight), low, high)``."""
+    flat = weight.reshape(-1)
+    total = 0.0
+    for k in range(flat.size):
+        real = np.float64(flat[k])
+        difference = min(max(np.rint(real * scale), low), high) * back - real
+        total += difference * difference
+    return total
 
-    ``start`` has one place for each sample and row, and one more. Returns how many there are: if
-    ``inner`` has no room for them, it is to be called again.
+
+@njit(**_FAST)
+def round_weights(
+    first: int,
+    last: int,
+    weight: Any,
+    scale: float,
+    low: float,
+    high: float,
+    back: float,
+    unit: float,
+    real: Any,
+    blocks: Any,
+) -> float:
+    """Round the blocks ``first`` to ``last`` of weights (target, source); returns the largest size.
+
+    ``real`` comes to hold ``back`` times the rounded number, ``blocks`` (blocks, sources, targets
+    of the block) ``unit`` times, a whole number.
+    """
+    n, sources = weight.shape
+    largest = 0.0
+    for block in range(first, last):
+        begin, end = block * BLOCK, min(n, (block + 1) * BLOCK)
+        out = blocks[block]
+        for tile in range(0, sources, TILE):
+            for j in range(begin, end):
+                for i in range(tile, min(tile + TILE, sources)):
+                    grid = min(max(np.rint(np.float64(weight[j, i]) * scale), low), high)
+                    real[j, i] = grid * back
+                    out[i, j - begin] = np.int32(grid * unit)
+                    largest = max(largest, abs(grid))
+    return largest * unit
+
+
+@njit(**_FAST)
+def list_events(first: int, last: int, raster: Any, inner: Any, start: Any) -> int:
+    """Places of all that is not 0 in the rows ``first`` to ``last`` of a raster, as bits.
+
+    ``start[row]`` comes to say where the places of a row begin in ``inner``. Returns how many
+    there are: if ``inner`` has no room for them, it is to be called again.
     """
     found = 0
-    samples, rows, places = raster.shape
-    room = inner.size
-    for b in range(samples):
-        for r in range(rows):
-            start[b * rows + r] = found
-            row = raster[b, r]
-            for piece in range(0, places, PIECE):
-                if piece + PIECE <= places:
-                    bits = row[piece]
-                    for k in range(1, PIECE):
-                        bits |= row[piece + k]
-                    if bits == 0:
-                        continue
-                for k in range(piece, min(piece + PIECE, places)):
-                    if found < room:
-                        inner[found] = k
-                    found += row[k] != 0
-    start[start.size - 1] = found
+    places, room = raster.shape[1], inner.size
+    for r in range(first, last):
+        start[r] = found
+        row = raster[r]
+        whole = places - places % PIECE
+        for piece in range(0, whole, PIECE):
+            bits = _nonzero(row, piece)
+            while bits != 0:
+                if found < room:
+                    inner[found] = piece + _lowest(bits)
+                found += 1
+                bits &= bits - np.uint64(1)
+        for k in range(whole, places):
+            if row[k] != 0:
+                if found < room:
+                    inner[found] = k
+                found += 1
     return found
 
 
 @njit(**_FAST)
-def turn(inner: Any, begins: Any, index: Any, turned: Any) -> None:
-    """Events by row turned into events by place: ``index`` then holds rows, in rising order.
+def turn(first: int, last: int, inner: Any, begins: Any, index: Any, turned: Any) -> None:
+    """Events by row turned into events by place, of samples ``first`` to ``last``.
+
+    ``index`` then holds rows, in rising order.
 
     ``begins`` (samples, rows + 1) says where the places of each row begin in ``inner``, ``turned``
     (samples, places + 1), all 0, comes to say where the rows of each place begin in ``index``.
     """
     places = turned.shape[1] - 1
-    for b in range(begins.shape[0]):
+    for b in range(first, last):
         at = turned[b]
         for e in range(begins[b, 0], begins[b, -1]):
             at[inner[e] + 1] += 1
@@ -135,46 +216,57 @@ def forward(
     voltage: Any,
     spikes: Any,
 ) -> int:
-    """Run samples ``first`` to ``last`` of a layer; returns whether a state grew too large.
+    """Run a part of a layer; returns whether a state grew too large.
 
-    ``index[start[b, t]:start[b, t + 1]]`` are the sources that spike at step t, which arrive
-    ``delay`` steps later. ``weight`` holds blocks of targets, shape (blocks, sources, BLOCK), in
-    units of 1/64. ``voltage`` is the one before the reset. ``current`` may have no steps: then it
-    is not kept.
+    The part is ``first`` to ``last`` of all samples of the first block of targets, then of the
+    second, and so on. ``index[start[b, t]:start[b, t + 1]]`` are the sources that spike at step t,
+    which arrive ``delay`` steps later. ``weight`` holds blocks of targets, shape (blocks, sources,
+    targets of the block), in units of 1/64. ``voltage`` is the one before the reset. ``current``
+    may have no steps: then it is not kept.
     """
-    steps = voltage.shape[1]
-    u = np.zeros(BLOCK, dtype=np.int32)
-    v = np.zeros(BLOCK, dtype=np.int32)
-    drive = np.zeros(BLOCK, dtype=np.int32)
+    samples, steps, neurons = voltage.shape
+    width = weight.shape[2]
+    u = np.zeros(width, dtype=np.int32)
+    v = np.zeros(width, dtype=np.int32)
+    drive = np.zeros(width, dtype=np.int32)
     large = np.int32(0)
     keep_current = current.shape[1] > 0
-    for block in range(weight.shape[0]):
+    for item in range(first, last):
+        block, b = item // samples, item % samples
         begin = block * BLOCK
-        n = min(BLOCK, voltage.shape[2] - begin)
+        n = min(BLOCK, neurons - begin)
         rows = weight[block]
         drive[:n] = bias[begin : begin + n]
-        for b in range(first, last):
-            u[:] = 0
-            v[:] = 0
-            for t in range(steps):
-                for j in range(BLOCK):
-                    u[j] = _decayed(u[j], keep_u)
-                if t >= delay:
-                    for e in range(start[b, t - delay], start[b, t - delay + 1]):
-                        row = rows[index[e]]
-                        for j in range(BLOCK):
-                            u[j] += np.int32(row[j]) << np.int32(6)
-                out = voltage[b, t, begin : begin + n]
-                fired = spikes[b, t, begin : begin + n]
-                for j in range(n):
-                    state = _decayed(v[j], keep_v) + u[j] + drive[j]
-                    large |= abs(u[j]) | abs(state)
-                    out[j] = state
-                    spiked = state > threshold
-                    fired[j] = spiked
-                    v[j] = np.int32(0) if spiked else state
-                if keep_current:
-                    current[b, t, begin : begin + n] = u[:n]
+        u[:] = 0
+        v[:] = 0
+        for t in range(steps):
+            for j in range(width):
+                u[j] = _decayed(u[j], keep_u)
+            if t >= delay:
+                e, end = start[b, t - delay], start[b, t - delay + 1]
+                while e + 4 <= end:
+                    r0, r1 = rows[index[e]], rows[index[e + 1]]
+                    r2, r3 = rows[index[e + 2]], rows[index[e + 3]]
+                    for j in range(width):
+                        four = np.int32(r0[j]) + np.int32(r1[j]) + np.int32(r2[j]) + np.int32(r3[j])
+                        u[j] += np.int32(four) << np.int32(6)
+                    e += 4
+                while e < end:
+                    row = rows[index[e]]
+                    for j in range(width):
+                        u[j] += np.int32(row[j]) << np.int32(6)
+                    e += 1
+            out = voltage[b, t, begin : begin + n]
+            fired = spikes[b, t, begin : begin + n]
+            for j in range(n):
+                state = _decayed(v[j], keep_v) + u[j] + drive[j]
+                large |= abs(u[j]) | abs(state)
+                out[j] = state
+                spiked = state > threshold
+                fired[j] = np.float32(spiked)
+                v[j] = np.int32(0) if spiked else state
+            if keep_current:
+                current[b, t, begin : begin + n] = u[:n]
     return int(large >> HUGE)
 
 
@@ -191,7 +283,7 @@ def backward(
     keep_v: np.float32,
     arriving: Any,
 ) -> None:
-    r"""Gradients of what arrives, from those of the spikes.
+    r"""Gradients of what arrives, from those of the spikes, of a part as in ``forward``.
 
     With :math:`\rho = \text{peak}\; 2^{-\text{slope} |v - \vartheta|}`,
 
@@ -200,14 +292,17 @@ def backward(
 
     The reset has no gradient (SLAYER).
     """
-    n = voltage.shape[2]
-    g_u = np.zeros(n, dtype=np.float32)
-    g_v = np.zeros(n, dtype=np.float32)
-    for b in range(first, last):
+    samples, steps, neurons = voltage.shape
+    g_u = np.zeros(BLOCK, dtype=np.float32)
+    g_v = np.zeros(BLOCK, dtype=np.float32)
+    for item in range(first, last):
+        b, begin = item % samples, item // samples * BLOCK
+        n = min(BLOCK, neurons - begin)
         g_u[:] = 0
         g_v[:] = 0
-        for t in range(voltage.shape[1] - 1, -1, -1):
-            g, state, out = gradient[b, t], voltage[b, t], arriving[b, t]
+        for t in range(steps - 1, -1, -1):
+            g, state = gradient[b, t, begin : begin + n], voltage[b, t, begin : begin + n]
+            out = arriving[b, t, begin : begin + n]
             for j in range(n):
                 rho = peak * _exp2(-slope * abs(np.float32(state[j]) - threshold))
                 g_v[j] = rho * g[j] + keep_v * g_v[j]
@@ -217,19 +312,39 @@ def backward(
 
 @njit(**_FAST)
 def weight_gradient(
-    first: int, last: int, step: Any, start: Any, delay: int, arriving: Any, total: Any
+    first: int, last: int, step: Any, start: Any, delay: int, arriving: Any, gradient: Any
 ) -> None:
-    """Add the gradient of the weights over samples ``first`` to ``last`` to ``total``.
+    """The gradient of the weights (target, source), of ``SOURCES`` times first to last sources.
 
-    ``step[start[b, i]:start[b, i + 1]]`` are the steps at which source i spikes.
+    ``step[start[b, i]:start[b, i + 1]]`` are the steps at which source i spikes. The sum over the
+    samples and steps has the same order whatever the parts are.
     """
-    steps, n = arriving.shape[1], total.shape[1]
-    for b in range(first, last):
-        for i in range(total.shape[0]):
-            row = total[i]
-            for e in range(start[b, i], start[b, i + 1]):
-                t = step[e] + delay
-                if t < steps:
-                    g = arriving[b, t]
+    samples, steps, n = arriving.shape
+    sources = gradient.shape[1]
+    total = np.empty((SOURCES, n), dtype=np.float32)
+    for part in range(first, last):
+        begin = part * SOURCES
+        end = min(begin + SOURCES, sources)
+        total[:] = 0
+        for b in range(samples):
+            came = arriving[b]
+            for i in range(begin, end):
+                row = total[i - begin]
+                e, stop = start[b, i], start[b, i + 1]
+                while stop > e and step[stop - 1] + delay >= steps:
+                    stop -= 1
+                while e + 4 <= stop:
+                    g0, g1 = came[step[e] + delay], came[step[e + 1] + delay]
+                    g2, g3 = came[step[e + 2] + delay], came[step[e + 3] + delay]
+                    for j in range(n):
+                        row[j] += (g0[j] + g1[j]) + (g2[j] + g3[j])
+                    e += 4
+                while e < stop:
+                    g = came[step[e] + delay]
                     for j in range(n):
                         row[j] += g[j]
+                    e += 1
+        for tile in range(0, n, TILE):
+            for i in range(begin, end):
+                for j in range(tile, min(tile + TILE, n)):
+                    gradient[j, i] = total[i - begin, j]

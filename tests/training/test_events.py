@@ -175,3 +175,45 @@ def test_sums_that_are_too_large_are_refused():
     x = torch.ones((2, 40, 2000))
     with pytest.raises(FitError, match=r"out: found u or v of 2\^30"):
         model(x)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.sampled_from([(1, 1), (2, 3), (9, 33), (300, 7)]),
+    spread=st.sampled_from([1e-6, 0.02, 0.3, 2.0, 20.0, 1e3]),
+    outlier=st.sampled_from([1.0, 3.0, 30.0]),
+    grid=st.sampled_from([None, 1 / 64, 1 / 32, 0.5]),
+    bits=st.sampled_from(sorted(CHIP.weight_bits)),
+)
+def test_weights_are_rounded_as_in_quantization(seed, shape, spread, outlier, grid, bits):
+    from nmtool.quantization import choose_format, dequantize_weights, quantize_weights
+    from nmtool.training.events import closest_format, round_to
+    from nmtool.training.kernels import BLOCK
+
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(0, spread, shape)
+    weight.flat[0] *= outlier
+    if grid is not None:  # several exponents without an error
+        weight = np.round(weight / grid) * grid
+    weight = weight.astype(np.float32)
+    format = choose_format("p", weight, bits, CHIP)
+    event(f"{format.sign_mode} {format.exponent}")
+    assert closest_format("p", weight, bits, CHIP) == format
+    mantissa, rounded = quantize_weights(weight, format), round_to(weight, format)
+    real = dequantize_weights(mantissa, format)
+    np.testing.assert_array_equal(rounded.real, real.astype(np.float32))
+    blocks = rounded.blocks.swapaxes(1, 2).reshape(-1, shape[1])
+    np.testing.assert_array_equal(blocks[: shape[0]] / 64, real)
+    assert not blocks[shape[0] :].any()
+    assert rounded.largest == np.abs(blocks.astype(np.int64)).max()
+    assert len(rounded.blocks) == -(-shape[0] // BLOCK)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    from nmtool.training.events import closest_format
+
+    with pytest.raises(FitError, match=r"projection p\.weight"):
+        closest_format("p", np.array([[1.0, np.nan]], dtype=np.float32), 8, CHIP)
+    with pytest.raises(FitError, match="found weight_bits 9"):
+        closest_format("p", np.array([[1.0, -1.0]], dtype=np.float32), 9, CHIP)
