@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -264,6 +265,18 @@ class InputBatch:
     def rasters(self) -> dict[str, npt.NDArray[Any]]:
         """Dense, shape (samples, lines, steps): bool, or int64 for graded values."""
         return {name: train.batch() for name, train in self.trains.items()}
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of names, sizes, spikes and values, in the order of the names."""
+        digest = hashlib.sha256(f"{self.n_samples} {self.n_steps}".encode())
+        for name, train in sorted(self.trains.items()):
+            digest.update(f"\0{name}\0{train.n_neurons} {len(train)}\0".encode())
+            for array, kind in ((train.offset, "<i8"), (train.neuron, "<i4")):
+                digest.update(array.astype(kind, copy=False).tobytes())
+            if train.payload is not None:
+                digest.update(train.payload.astype("<i4", copy=False).tobytes())
+        return digest.hexdigest()
 
 
 def input_batch(

@@ -2,6 +2,9 @@
 
 The kernel lets go of the lock when its holder dies, however that happens. The file stays and says
 who holds it. Locks are shared by all users of a machine, so they lie in one folder for all.
+
+The workers of one pytest-xdist session take turns: a board that one of them holds is waited for by
+the others.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from nmtool.errors import BoardUnavailable, WriteError
 
 FOLDER = "NMTOOL_LOCKS"
 """The environment variable that names another folder."""
+
+SESSION = "PYTEST_XDIST_TESTRUNUID"
+"""The environment variable in which pytest-xdist names the session of a worker."""
 
 _TRIES, _PAUSE = 3, 0.05
 
@@ -62,31 +68,35 @@ def _refused(folder: Path, why: str) -> WriteError:
 class BoardLock:
     """A board that is held by this process until ``release``.
 
+    ``wait`` is for anybody's lock, ``turn`` for that of another worker of the same pytest-xdist
+    session, both in seconds; the longer one counts there.
+
     Raises:
-        BoardUnavailable: somebody else holds it, and still did after ``wait`` seconds.
+        BoardUnavailable: somebody else holds it, and still did after that time.
         WriteError: the lock file cannot be written.
     """
 
-    def __init__(self, board: str, wait: float = 0.0) -> None:
+    def __init__(self, board: str, wait: float = 0.0, turn: float = 0.0) -> None:
         self.board = board
         self.path = prepare_folder() / _file_name(board)
-        descriptor = self._acquire(wait)
+        descriptor = self._acquire(wait, max(wait, turn))
         self.release: Callable[[], None] = weakref.finalize(
             self, _give_back, descriptor, os.getpid()
         )
         """Give the board back; safe to call twice, and done when the lock is collected."""
 
-    def _acquire(self, wait: float) -> int:
+    def _acquire(self, wait: float, turn: float) -> int:
         descriptor = _opened(self.path)
-        deadline = time.monotonic() + wait
+        started = time.monotonic()
         tries = 0
         # Somebody who only looks at the lock holds it for a moment: one look is not enough.
         while not _flock(descriptor):
             tries += 1
-            if tries >= _TRIES and time.monotonic() >= deadline:
-                found = _read(descriptor)
+            found = _read(descriptor)
+            patience = turn if _sibling(found) else wait
+            if tries >= _TRIES and time.monotonic() >= started + patience:
                 os.close(descriptor)
-                waited = f", still after {wait:g} s" if wait else ""
+                waited = f", still after {patience:g} s" if patience else ""
                 raise BoardUnavailable(
                     f"board {self.board}: held by {describe(found)}{waited}; wait for it, or set "
                     "timeouts.lock of the target to wait longer"
@@ -125,6 +135,12 @@ def describe(found: Mapping[str, Any]) -> str:
         f"{found.get('user')} (process {found['pid']} on {found.get('host')}, since "
         f"{found.get('since')}: {found.get('command')})"
     )
+
+
+def _sibling(found: Mapping[str, Any]) -> bool:
+    """Whether a holder is another worker of this process's pytest-xdist session."""
+    session = os.environ.get(SESSION)
+    return session is not None and found.get("session") == session
 
 
 def _file_name(board: str) -> str:
@@ -170,8 +186,17 @@ def _myself() -> dict[str, Any]:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv)[:200],
+        "command": _command()[:200],
+        "session": os.environ.get(SESSION),
     }
+
+
+def _command() -> str:
+    """What this process was started as; a worker of pytest-xdist (``-c``) is named by its test."""
+    test = os.environ.get("PYTEST_CURRENT_TEST")
+    if sys.argv[0] == "-c" and test:
+        return f"pytest {os.environ.get('PYTEST_XDIST_WORKER', '')} {test}".replace("  ", " ")
+    return " ".join(sys.orig_argv if sys.argv[0] == "-c" else sys.argv)
 
 
 def _write(descriptor: int, content: Mapping[str, Any]) -> None:

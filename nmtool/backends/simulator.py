@@ -173,7 +173,7 @@ class SimulatorSession(ManagedSession, Generic[S]):
         run = stream.run if stream else self._next_run()
         outcome = self._advance(Order(batch, probes, run, deadline, progress), stream)
         recorded = self._recorded(batch.n_steps, stream)
-        facts = dict(outcome.counters)
+        facts: dict[str, Any] = {"input_sha256": batch.sha256, **outcome.counters}
         if self._defects:
             facts["faults"] = {**self._defects.listing(), "run": run}
         return Recording(

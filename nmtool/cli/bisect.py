@@ -11,10 +11,10 @@ import click
 
 from nmtool import formats
 from nmtool.backends import Recording, resolve_probe
-from nmtool.backends.base import QUANTITIES
+from nmtool.backends.base import QUANTITIES, input_batch
 from nmtool.chip import load_hardware
 from nmtool.cli.common import FILE, Options, emit, note, progress, refuse_same, table, verb, warn
-from nmtool.cli.operands import PROBE, Operands, check_same_program
+from nmtool.cli.operands import PROBE, Operands, check_same_input, check_same_program
 from nmtool.cli.runs import input_options
 from nmtool.compiler import Program
 from nmtool.errors import CheckFailed, UsageError
@@ -80,11 +80,16 @@ def command(
         operands.check(b)
         emit(options, "bisect", {"dry_run": True}, f"{a} and {b} would be compared")
         return
+    operands.prepare((a, b))
     inputs = operands.inputs(chosen)
     left, right = operands.recording(a), operands.recording(b)
     for operand, run in ((a, left), (b, right)):
         _check_probes(operands, operand, run)
     check_same_program(a, left, b, right, chosen)
+    steps = max(left.n_steps, right.n_steps)
+    check_same_input(
+        {a: left, b: right}, input_batch(chosen, inputs, None if inputs else steps).sha256
+    )
     found = bisect(chosen, inputs, left, right, earlier)
     if found is None:
         common = _compared(left, right)
@@ -145,7 +150,8 @@ def _replay(
         one, other = run_a, run_b
 
         def shows(trial: Inputs) -> bool:
-            return not compare(one(trial), other(trial), program.order).equal
+            ours, theirs = one(trial), other(trial)
+            return ours.n_steps != theirs.n_steps or not compare(ours, theirs, program.order).equal
 
     with progress(options, "look for the smallest input"):
         smallest, tried = smallest_input(inputs, found, shows)

@@ -29,7 +29,10 @@ HERE = Path("hw_configs")
 
 @dataclass(frozen=True)
 class Target:
-    """A hardware file, and what is known of its target; ``error`` is why it cannot be used now."""
+    """A hardware file, and what is known of its target; ``error`` is why it cannot be used now.
+
+    ``decides`` tells whether that is an exit code of ``board check``.
+    """
 
     name: str
     file: str
@@ -40,6 +43,7 @@ class Target:
     found: str = ""
     holder: str = ""
     error: NmtoolError | None = None
+    decides: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -54,6 +58,7 @@ class Target:
             "why": str(self.error) if self.error else self.found,
             "held_by": self.holder or None,
             "exit_code": self.error.exit_code if self.error else 0,
+            "decides": self.decides,
         }
 
 
@@ -93,24 +98,35 @@ def list_(folder: str | None, options: Options) -> None:
 @folder_option
 @verb
 def check(name: str | None, folder: str | None, options: Options) -> None:
-    """Check whether the target NAME (or a .yaml file), or every target, can be used now."""
+    """Check whether the target NAME (or a .yaml file), or every target, can be used now.
+
+    Without NAME a shipped target that cannot be had here is told and does not decide the exit code:
+    the shipped boards are examples to fill in.
+    """
     overrides = options.hardware_overrides()
     if name is None:
         if overrides:
             raise UsageError(f"-s hw.{overrides[0]}: found no NAME, allowed for one target only")
-        targets = [_look(target, file) for target, file in _files(folder)]
+        targets = [_judged(_look(target, file)) for target, file in _files(folder)]
     else:
         files = dict(_files(folder))
         targets = [_look(name, files.get(name, Path(name)), overrides, strict=True)]
     text = "\n".join(f"{t.name}: {_state(t)}{f' ({t.found})' if t.found else ''}" for t in targets)
     wrong = [t for t in targets if t.error]
-    code = next((t.error.exit_code for t in targets if t.error), 0)
+    code = next((t.error.exit_code for t in targets if t.error and t.decides), 0)
     document = {"targets": [t.as_json() for t in targets], "exit_code": code}
     emit(options, "boards", document, text)
     for target in wrong:
-        click.echo(f"error: {target.error}", err=True)
+        word = "error" if target.decides else "note"
+        click.echo(f"{word}: {target.error}", err=True)
     if code:
         raise click.exceptions.Exit(code)
+
+
+def _judged(target: Target) -> Target:
+    """The target as one of all: what a shipped one lacks on this machine does not decide."""
+    lacks = isinstance(target.error, DependencyError | BoardUnavailable)
+    return replace(target, decides=not (lacks and Path(target.file) in shipped("targets").values()))
 
 
 def _state(target: Target) -> str:

@@ -8,7 +8,7 @@ from nmtool import formats
 from nmtool.backends import Recording
 from nmtool.cli.common import FILE, Options, emit, table, verb, warn
 from nmtool.cli.deploy import thresholds
-from nmtool.cli.operands import Operands, check_same_program
+from nmtool.cli.operands import Operands, check_same_input, check_same_program
 from nmtool.cli.runs import input_options
 from nmtool.compiler import Program
 from nmtool.errors import CheckFailed
@@ -46,8 +46,10 @@ def command(
         source.check(b)
         emit(options, "compare", {"dry_run": True}, f"{a} and {b} would be compared")
         return
+    source.prepare((a, b))
     left, right = source.recording(a), source.recording(b)
     check_same_program(a, left, b, right, loaded)
+    check_same_input({a: left, b: right})
     known = thresholds(loaded) if loaded else _recorded_thresholds(left, right)
     result = compare(left, right, [*known] or None, known)
     if result.missing:

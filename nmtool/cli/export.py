@@ -54,12 +54,18 @@ def command(
     made = run(network, target, load_chip(network.chip))
     if not made.messages:
         warn("no neuron spiked on the random input that was compared")
+    if made.not_built:
+        warn(
+            f"lava-dl's own loader (lava.lib.dl.netx.hdf5.Network) cannot build "
+            f"{', '.join(made.not_built)} of this file; nmtool reads it back"
+        )
     document = {
         "file": None if options.dry_run else str(target),
         "format": format,
         "read_with": asdict(made.options),
         "populations": dict(made.populations),
         "messages_compared": made.messages,
+        "not_built_by_lava_dl": list(made.not_built),
     }
     ending = f"{target} not written (--dry-run)" if options.dry_run else f"wrote {target}"
     text = f"{ending}; read back, {made.messages} spikes are the same on random input"

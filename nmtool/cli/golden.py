@@ -23,7 +23,7 @@ from nmtool.fixedpoint import IntArray
 from nmtool.formats.container import refuse_overwrite
 from nmtool.network import counted
 from nmtool.provenance import provenance
-from nmtool.regression.check import doubts, record_golden, run_on
+from nmtool.regression.check import doubts, record_golden, run_on, target_name
 from nmtool.regression.coverage import Exercise, coverage
 from nmtool.regression.golden import Golden, load_golden, save_golden
 from nmtool.regression.policies import judge, parse_policy
@@ -185,21 +185,21 @@ def _refuse_replacing(output: str, options: Options) -> None:
 
 @command.command("check")
 @click.argument("goldens", nargs=-1, required=True, type=FILE)
-@_HW
+@click.option("--hw", help="Target by name or YAML file [default: emulator].")
 @_POLICY
 @click.option("--run", type=FILE, help="A saved run to judge; nothing is run.")
 @verb
 @suite_options
 def check(
     goldens: tuple[str, ...],
-    hw: str,
+    hw: str | None,
     policies: tuple[str, ...],
     run: str | None,
     suite: Suite,
     options: Options,
 ) -> None:
     """Hold a target against golden runs; exits with the worst of them."""
-    hardware = load_hardware(hw, options.hardware_overrides())
+    hardware = load_hardware(hw or "emulator", options.hardware_overrides())
     wanted = tuple(str(parse_policy(text)) for text in policies)
     if run and len(goldens) > 1:
         raise UsageError(f"--run: found {len(goldens)} golden runs, allowed 1 beside a saved run")
@@ -207,6 +207,8 @@ def check(
         raise UsageError("found --run beside --saved or --runs, allowed one of them")
     refuse_same([suite.junit, suite.summary], [*goldens, run])
     recording = formats.load_as(run, Recording) if run else None
+    if run and recording and hw:
+        _check_target(run, recording, hw, hardware)
     cases = suite.golden_cases(goldens, hardware, wanted, recording)
     if options.dry_run:
         with suite.gate.opened():
@@ -217,6 +219,20 @@ def check(
         emit(options, "golden check", {"dry_run": True}, f"can run on {hardware.name}")
         return
     suite.run("golden check", cases)
+
+
+def _check_target(run: str, recording: Recording, hw: str, hardware: HardwareConfig) -> None:
+    """Refuse a target beside a saved run of another one: nothing would run there.
+
+    Raises:
+        UsageError: the run names another target.
+    """
+    ran = target_name(recording.provenance, hardware.name)
+    if ran != hardware.name:
+        raise UsageError(
+            f"--hw {hw}: found it beside --run {run}, a run on {ran}, which is judged as it is: "
+            "leave --hw out, or leave --run out to run on the target"
+        )
 
 
 @command.command("accept")
@@ -267,7 +283,7 @@ def accept(
     )
     accepted = replace(after, policies=wanted, reason=reason, provenance=facts)
     _check_itself(accepted)
-    save_golden(golden, accepted)
+    save_golden(Path(golden).resolve(), accepted)  # through a link, to the file that it names
     for text in accepted.warnings:
         warn(f"{golden}: {text}")
     lines = [f"{c['policy']}: {c['found']}" for c in changes if not c["passed"]]

@@ -22,6 +22,7 @@ from nmtool.errors import (
     UnsupportedError,
 )
 from nmtool.formats.netx import NetxOptions, load_netx, notes
+from nmtool.formats.netx_writer import not_built
 from nmtool.network import Input
 from nmtool.provenance import provenance, sha256
 from nmtool.quantization import QuantizedNetwork
@@ -36,6 +37,10 @@ class NetxRunner:
     The k-th layer of neurons of the file stands for the program's k-th population. Which layers
     are read, the resets and the spike exponent are the program's; weights, thresholds and delays
     are the file's. ``notes`` says what nmtool reads in another way than netx.
+
+    Raises:
+        ArtifactError: another file or other layers than the program's.
+        UnsupportedError: a layer or a reset that netx does not have.
     """
 
     def __init__(self, file: str, program: Program, overrides: list[str]) -> None:
@@ -45,6 +50,10 @@ class NetxRunner:
         self._options = _options(net)
         read = load_netx(file, load_chip(program.chip), self._options)
         _check_layers(file, read, net)
+        if missing := not_built(file, self._options.num_layers):
+            raise UnsupportedError(
+                f"netx:{file}: found {', '.join(missing)}, which netx cannot build; {_WAY_OUT}"
+            )
         self.notes = notes(read)
         self._timeout = load_hardware("lava-sim", overrides).timeouts
         patience = Patience(self._timeout.load, self._timeout.run, "netx in Lava's simulation")
@@ -84,7 +93,10 @@ class NetxRunner:
             batch.n_steps,
             result.build_seconds + result.run_seconds,
             provenance(
-                netx_sha256=sha256(self._file), options=asdict(self._options), lava=result.versions
+                netx_sha256=sha256(self._file),
+                input_sha256=batch.sha256,
+                options=asdict(self._options),
+                lava=result.versions,
             ),
         )
 

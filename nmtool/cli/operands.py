@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from nmtool import formats
 from nmtool.backends import Recording, check_runnable, resolve_probe
+from nmtool.backends.base import input_batch
 from nmtool.chip import HardwareConfig, load_hardware
 from nmtool.cli.common import Options, progress, warn
 from nmtool.cli.deploy import run
@@ -15,7 +17,7 @@ from nmtool.cli.runs import Given, Run, gather_input
 from nmtool.compiler import Program
 from nmtool.errors import ArtifactError, UnsupportedError, UsageError
 from nmtool.network import Network
-from nmtool.regression.check import run_on
+from nmtool.regression.check import digest, run_on, same_input
 from nmtool.regression.golden import Golden, is_golden, load_golden
 from nmtool.spikes import SpikeTrain
 from nmtool.training import require_torch
@@ -43,12 +45,26 @@ class Operands:
         self._netx: dict[str, NetxRunner] = {}
 
     def adopt(self, operands: tuple[str, ...]) -> None:
-        """Take the program and the input from a golden run among the operands, if not given."""
+        """Take the program, if not given, and the input from a golden run among the operands.
+
+        Raises:
+            UsageError: options of input beside a golden run.
+        """
         for operand in operands:
             if is_file(operand) and is_golden(operand):
                 self._golden = self._golden or load_golden(operand)
+        if self._golden and any(self._input):
+            raise UsageError(
+                f"{self._option()}: found it beside a golden run, which has its own input; leave "
+                "it out, or give a recording or a target in place of the golden run"
+            )
         if self._golden and self._program is None:
             self._program = self._golden.program
+
+    def _option(self) -> str:
+        """The option of input that was given."""
+        data, files, _, _ = self._input
+        return "--data" if data else "--input" if files else "--encode"
 
     def refuse_unused_input(self, operands: tuple[str, ...]) -> None:
         """Refuse options of input where nothing is run.
@@ -56,12 +72,10 @@ class Operands:
         Raises:
             UsageError: all operands are recordings.
         """
-        data, files, _, encode = self._input
-        if all(map(is_file, operands)) and (data or files or encode):
-            option = "--data" if data else "--input" if files else "--encode"
+        if all(map(is_file, operands)) and any(self._input):
             raise UsageError(
-                f"{option}: found it with {' and '.join(operands)}, which are recordings: nothing "
-                "is run; leave it out, or give a target in place of one of them"
+                f"{self._option()}: found it with {' and '.join(operands)}, which are recordings: "
+                "nothing is run; leave it out, or give a target in place of one of them"
             )
 
     @property
@@ -97,13 +111,23 @@ class Operands:
     def recording(self, operand: str) -> Recording:
         """What an operand gave or gives."""
         if operand.startswith(TRAINER):
-            return self._trainer(self._network(operand))
+            return self._with_digest(self._trainer(self._network(operand)))
         if operand.startswith(NETX):
             return self._netx_recording(operand)
         if is_file(operand):
             return _recorded(operand)
         program, hardware = self._target(operand)
         return run(program, hardware, self._given(program), PROBE, self._options)
+
+    def prepare(self, operands: tuple[str, ...]) -> None:
+        """Read the netx files among the operands, before anything is run.
+
+        Raises:
+            UnsupportedError: netx cannot build one.
+        """
+        for operand in operands:
+            if operand.startswith(NETX):
+                self._netx_runner(operand)
 
     def check(self, operand: str) -> None:
         """Everything about an operand that can be checked without running it."""
@@ -177,6 +201,13 @@ class Operands:
 
             return record(network, chip, self._only(network), update)
 
+    def _with_digest(self, run: Recording) -> Recording:
+        """The trainer's run with the digest of its input, as the program's runs have it."""
+        if self._program is None:
+            return run
+        found = input_batch(self._program, self._given(self._program).spikes, run.n_steps).sha256
+        return replace(run, provenance={**run.provenance, "input_sha256": found})
+
     def _only(self, network: Network) -> SpikeTrain:
         """What goes into a network with one input, all that the trainer runs."""
         spikes = self._given(network).spikes
@@ -190,7 +221,9 @@ class Operands:
 def _recorded(path: str) -> Recording:
     """The run that a recording or a golden run holds."""
     if is_golden(path):
-        return load_golden(path).expected
+        golden = load_golden(path)
+        facts = {**golden.expected.provenance, "input_sha256": golden.input_sha256}
+        return replace(golden.expected, provenance=facts)
     loaded: Recording = formats.load_as(path, Recording)
     return loaded
 
@@ -198,6 +231,19 @@ def _recorded(path: str) -> Recording:
 def is_file(operand: str) -> bool:
     """Whether an operand is a file of nmtool's."""
     return operand.endswith((".h5", ".hdf5")) and not operand.startswith((TRAINER, NETX))
+
+
+def check_same_input(runs: Mapping[str, Recording], inputs: str | None = None) -> None:
+    """Refuse recordings of different inputs, or of another than the digest that is given.
+
+    Raises:
+        ArtifactError: their digests differ.
+    """
+    known = {name: digest(run) for name, run in runs.items()}
+    if inputs is not None:
+        known["--input or --data"] = inputs
+    if text := same_input(known):
+        warn(text)
 
 
 def check_same_program(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from nmtool.cli.common import (
 from nmtool.errors import CheckFailed, UsageError
 from nmtool.formats.container import refuse_overwrite, write_text
 from nmtool.regression.check import check_golden, target_name
+from nmtool.regression.golden import load_golden
 from nmtool.regression.quarantine import Quarantine, load_quarantine
 from nmtool.regression.reports import failed_attempts, hints_once, markdown, write_junit
 from nmtool.regression.suite import Case, Outcome, worst
@@ -185,19 +187,25 @@ class Suite:
         Raises:
             UsageError: two golden runs whose recordings would be one file, or one that exists.
         """
-        kept = [_run_file(golden, hardware, self.runs) for golden in goldens]
+        names = _names(goldens) if self.runs or self.saved else dict.fromkeys(goldens, "")
+        kept = [_run_file(names[golden], hardware, self.runs) for golden in goldens]
         refuse_same([str(file) for file in kept if file], [*goldens, self.junit, self.summary])
         for file in filter(None, kept):
             refuse_overwrite(file, self.options.force)
 
         def act(golden: str, keep: Path | None) -> Outcome:
-            source = saved or _run_file(golden, hardware, self.saved)
+            source = saved or _run_file(names[golden], hardware, self.saved)
             with progress(self.options, f"{golden} on {hardware.name}") as update:
                 return check_golden(golden, hardware, policies, source, update, keep)[0]
 
         target = target_name(saved.provenance, "a saved run") if saved else hardware.name
         return [
-            Case(golden, target, functools.partial(act, golden, file))
+            Case(
+                golden,
+                target,
+                functools.partial(act, golden, file),
+                readable=functools.partial(load_golden, golden),
+            )
             for golden, file in zip(goldens, kept, strict=True)
         ]
 
@@ -209,7 +217,7 @@ class Suite:
         """
         today = date.today()
         names = [(case.name, case.target) for case in cases]
-        warnings = self.known.warnings(names, today) if self.known else []
+        warnings = self.known.warnings(names, today, verify=self.verify) if self.known else []
         for text in warnings:
             warn(text)
         planned = self._planned(cases, today)
@@ -218,16 +226,16 @@ class Suite:
         try:
             for case in planned:
                 with self.gate.opened():
-                    outcomes.append(case.run())
+                    outcomes.append(case.verified() if self.verify else case.run())
         except tuple(_ENDS) as error:
             end = _ENDS[type(error)]
             outcomes += _cut_short(planned[len(outcomes) :], end)
-        about_golden = _golden_warnings(outcomes)
-        for text in about_golden:
+        later = [*_golden_warnings(outcomes), *_nothing_judged(outcomes)]
+        for text in later:
             warn(text)
-        self._write(outcomes, [*warnings, *about_golden])
+        self._write(outcomes, [*warnings, *later])
         with self.gate.opened():
-            self._report(verb, outcomes, [*warnings, *about_golden], end)
+            self._report(verb, outcomes, [*warnings, *later], end)
 
     def _planned(self, cases: Sequence[Case], today: date) -> list[Case]:
         """What is to be run: all with what is in quarantine marked, or only what the file names."""
@@ -252,14 +260,16 @@ class Suite:
     def _report(
         self, verb: str, outcomes: Sequence[Outcome], warnings: Sequence[str], end: End | None
     ) -> None:
-        code = end.code if end else 0 if self.verify else worst(outcomes)
+        code = end.code if end else worst(outcomes)
         document = {
             "exit_code": code,
             "cases": [outcome.as_json() for outcome in outcomes],
             "warnings": list(warnings),
         }
         if self.verify:
-            document["healed"] = [o.case for o in outcomes if o.status == "passed"]
+            for word in ("healed", "still failing"):
+                found = [outcome.case for outcome in outcomes if outcome.quarantine == word]
+                document[word.replace(" ", "_")] = found
         emit(self.options, verb, document, self._text(outcomes))
         bad = [outcome for outcome in outcomes if outcome.status in ("regression", "error")]
         if end:
@@ -273,26 +283,48 @@ class Suite:
             raise SuiteFailed("nothing was tested: every case was skipped", code)
 
     def _text(self, outcomes: Sequence[Outcome]) -> str:
-        words = {"passed": "healed", "regression": "still failing"} if self.verify else {}
         lines = []
         for outcome, message in zip(outcomes, hints_once(outcomes), strict=True):
-            word = words.get(outcome.status, outcome.status)
             retry = " (only on retry)" if outcome.retried else ""
-            lines.append(f"{outcome.case} on {outcome.target}: {word}{retry}")
+            lines.append(f"{outcome.case} on {outcome.target}: {outcome.word}{retry}")
             lines += [
                 f"  {v.policy}: {'passed' if v.passed else 'FAILED'}, found {v.found}, allowed "
                 f"{v.allowed}"
                 for v in outcome.evidence.verdicts
             ]
             lines += [f"  {line}" for line in failed_attempts(outcome)]
-            if outcome.status != "regression":
-                lines += [f"  {line}" for line in message.splitlines()]
+            told = all(v.passed for v in outcome.evidence.verdicts)  # else the verdicts say it
+            text = message if told else outcome.evidence.note
+            lines += [f"  {line}" for line in text.splitlines()]
         return "\n".join(lines) or "nothing is in quarantine here"
 
 
-def _run_file(golden: str, hardware: HardwareConfig, folder: str | None) -> Path | None:
+def _names(goldens: Sequence[str]) -> dict[str, str]:
+    """What the recordings of golden runs are called, by golden.
+
+    The golden's own name, with the folders below the common one where several share it.
+
+    Raises:
+        UsageError: two golden runs of one name in one folder.
+    """
+    stems = [Path(golden).stem for golden in goldens]
+    places = [Path(golden).resolve().parent for golden in goldens]
+    common = os.path.commonpath(places) if places else ""
+    found: dict[str, str] = {}
+    for golden, stem, place in zip(goldens, stems, places, strict=True):
+        name = stem if stems.count(stem) == 1 else str(place.relative_to(common) / stem)
+        if name in found:
+            raise UsageError(
+                f"found the golden runs {found[name]} and {golden}, allowed one of the name "
+                f"{name}: their recordings would be one file"
+            )
+        found[name] = golden
+    return {golden: name for name, golden in found.items()}
+
+
+def _run_file(name: str, hardware: HardwareConfig, folder: str | None) -> Path | None:
     """Where the recording of a golden run on a target is kept."""
-    return Path(folder) / f"{Path(golden).stem}-{hardware.name}.h5" if folder else None
+    return Path(folder) / f"{name}-{hardware.name}.h5" if folder else None
 
 
 def _cut_short(left: Sequence[Case], end: End) -> list[Outcome]:
@@ -301,6 +333,13 @@ def _cut_short(left: Sequence[Case], end: End) -> list[Outcome]:
         case.cut_short(end.code, f"{'not run' if number else 'not finished'}: {end.why}")
         for number, case in enumerate(left)
     ]
+
+
+def _nothing_judged(outcomes: Sequence[Outcome]) -> list[str]:
+    """What to say of a suite that is green because everything in it is in quarantine."""
+    if not outcomes or any(o.status != "skipped" or o.code or o.quarantine for o in outcomes):
+        return []
+    return [f"NOTHING WAS JUDGED: all cases ({len(outcomes)}) are in quarantine"]
 
 
 def _golden_warnings(outcomes: Sequence[Outcome]) -> list[str]:

@@ -9,7 +9,7 @@ import click
 
 from nmtool.backends import check_runnable
 from nmtool.chip import HardwareConfig, load_chip, load_hardware
-from nmtool.cli.common import FILE, Options, emit, note, refuse_same, verb
+from nmtool.cli.common import FILE, Options, emit, note, refuse_same, verb, warn
 from nmtool.cli.deploy import check_measured, run
 from nmtool.cli.runs import Run, gather_input
 from nmtool.cli.suite import Suite, suite_options
@@ -19,6 +19,7 @@ from nmtool.errors import ConfigError, UnsupportedError, UsageError
 from nmtool.formats import load_as
 from nmtool.measure import measure
 from nmtool.network import Network
+from nmtool.regression.golden import golden_files, passed_over
 from nmtool.regression.policies import Verdict
 from nmtool.regression.suite import Case, Evidence, Outcome, run_case
 
@@ -38,7 +39,7 @@ from nmtool.regression.suite import Case, Evidence, Outcome, run_case
     "--golden",
     "folder",
     type=FILE,
-    help="Folder of golden runs [default: golden, if there is one].",
+    help="Folder of golden runs, with those below it [default: golden, if there is one].",
 )
 @verb
 @suite_options
@@ -56,9 +57,12 @@ def command(
     names = [target.name for target in hardware]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"--hw: found two targets of the name {', '.join(twice)}, allowed one")
-    goldens = sorted(map(str, Path(folder or "golden").glob("*.h5")))
+    found, others = golden_files(folder or "golden")
+    goldens = [str(path) for path in found]
+    if others:
+        warn(passed_over(others))
     if folder and not goldens:
-        raise ConfigError(f"--golden {folder}: found no golden run there (*.h5)")
+        raise ConfigError(f"--golden {folder}: found no golden run there (*.h5, *.hdf5)")
     if experiment and suite.saved:
         raise UsageError("--saved: found an EXPERIMENT, allowed golden runs only: its checks run")
     config = load_experiment(Path(experiment)) if experiment else None

@@ -11,9 +11,9 @@ import numpy as np
 
 from nmtool.backends import Recording
 from nmtool.compiler import Program
-from nmtool.errors import BoardError
 from nmtool.fixedpoint import IntArray
 from nmtool.measure import Agreement, Difference, compare
+from nmtool.network import counted
 from nmtool.regression.causes import Diagnosis, explain
 from nmtool.regression.equations import Messages, Trace, measured, messages
 from nmtool.regression.suspect import Cause, Suspect
@@ -101,14 +101,27 @@ def bisect(
     sources. The first departing population in data-flow order is the place, its earliest step the
     step; that of the lowest sample and neuron if several share it.
 
+    Where one recording ends before the other, and both agree up to there, the end is the place: in
+    the first population in data-flow order that both have.
+
     Raises:
         ConfigError: nothing in common, or recordings of different shapes.
-        BoardError: a recording ends too early.
     """
-    asked = max([a.n_steps, b.n_steps, *(train.n_steps for train in inputs.values())])
-    for label, run in (("A", a), ("B", b)):
-        if run.n_steps < asked:
-            raise BoardError(f"bisect: side {label} ends after {run.n_steps} of {asked} steps")
+    ends = min(a.n_steps, b.n_steps)
+    if ends < max([a.n_steps, b.n_steps, *(train.n_steps for train in inputs.values())]):
+        begun = {name: train.first_steps(ends) for name, train in inputs.items()}
+        found = _bisect(program, begun, _begun(a, ends), _begun(b, ends), before)
+        if found is None:
+            return _ended(program, a, b) if a.n_steps != b.n_steps else None
+        note = f"looked at the first {counted(range(ends), 'step')}, where a recording ends"
+        return replace(found, notes=(*found.notes, note))
+    return _bisect(program, inputs, a, b, before)
+
+
+def _bisect(
+    program: Program, inputs: Inputs, a: Recording, b: Recording, before: Program | None
+) -> Bisection | None:
+    """The first difference of two runs of one length."""
     limits = {name: program.network.populations[name].effective_threshold for name in program.order}
     agreement = compare(a, b, program.order, limits)
     if agreement.first is None:
@@ -244,6 +257,43 @@ def _unexplained(
     )
 
 
+def _ended(program: Program, a: Recording, b: Recording) -> Bisection:
+    """The difference of two runs that agree until one of them ends."""
+    side: Side = "A" if a.n_steps < b.n_steps else "B"
+    end, asked = sorted((a.n_steps, b.n_steps))
+    name = next(n for n in program.order if n in a.spikes and n in b.spikes)
+    words = f"{side} ends after {end} of {counted(range(asked), 'step')}, and agrees until then"
+    moments: list[Moment] = []
+    sides: tuple[tuple[Side, Recording], ...] = (("A", a), ("B", b))
+    for row, run in sides:
+        moments += _steps(row, measured(run, name, np.arange(1)), end, 0)
+    return Bisection(
+        compare(_begun(a, end), _begun(b, end), program.order),
+        name,
+        0,
+        end,
+        0,
+        side,
+        (Cause("truncated recording", words),),
+        program.network.populations[name].effective_threshold,
+        tuple(moments),
+        (),
+        {},
+        ("the neuron is the first of the population: all of them end there",),
+    )
+
+
+def _begun(run: Recording, steps: int) -> Recording:
+    """The first steps of a run."""
+    return replace(
+        run,
+        spikes={name: train.first_steps(steps) for name, train in run.spikes.items()},
+        current={name: a[..., :steps] for name, a in run.current.items()},
+        voltage={name: a[..., :steps] for name, a in run.voltage.items()},
+        n_steps=steps,
+    )
+
+
 def _moments(
     sides: Mapping[str, _Evidence], name: str, sample: int, step: int, neuron: int
 ) -> list[Moment]:
@@ -362,8 +412,10 @@ def cut_recording(run: Recording, found: Bisection) -> Recording:
         whole = {name: a if a.ndim == 3 else a[None] for name, a in arrays.items()}
         return {name: a[samples, :, :steps] for name, a in whole.items()}
 
+    facts = {key: value for key, value in run.provenance.items() if key != "input_sha256"}
     return replace(
         run,
+        provenance=facts,
         spikes={name: _cut(train, samples, steps) for name, train in run.spikes.items()},
         current=states(run.current),
         voltage=states(run.voltage),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nmtool.fixedpoint import DECAY_ONE, IntArray
+from nmtool.network import counted
 from nmtool.regression.equations import (
     Registers,
     Trace,
@@ -83,6 +84,8 @@ def explain(suspect: Suspect) -> Explanation:
         return Explanation(_distinct(whole))
     lost, rest = ([], suspect) if alone else _without_losses(suspect)
     found = tuple(_diagnosis(rest, int(neuron)) for neuron in rest.neurons[:MOST_NEURONS])
+    if whole:  # which explains the only neuron: what comes near, or nothing, is no news beside it
+        found = tuple(diagnosis for diagnosis in found if diagnosis.exact)
     return Explanation(_distinct([*lost, *_by_kind(found), *whole]), found)
 
 
@@ -354,7 +357,8 @@ def _reset(suspect: Suspect) -> Iterator[Cause]:
             early = reset.interval - by
             yield Cause(
                 "reset phase",
-                f"{suspect.name} is reset {by} steps late, or {early} early, of {reset.interval}",
+                f"{suspect.name} is reset {counted(range(by), 'step')} late, or {early} early, of "
+                f"{reset.interval}",
             )
 
 
@@ -387,7 +391,8 @@ def _delay(suspect: Suspect) -> Iterator[Cause]:
             trace = replay(suspect.population, suspect.arrived - part + moved, suspect.bias)
             if suspect.explains(trace):
                 word = "late" if by > 0 else "early"
-                yield Cause("delay", f"spikes through {key} come {abs(by)} steps {word}")
+                late = counted(range(abs(by)), "step")
+                yield Cause("delay", f"spikes through {key} come {late} {word}")
 
 
 def _spikes_at(sent: IntArray, sources: IntArray, steps: IntArray) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from nmtool.chip import HardwareConfig
 from nmtool.compiler import Program
 from nmtool.errors import ArtifactError
 from nmtool.fixedpoint import IntArray
+from nmtool.measure import compare
+from nmtool.network import counted
 from nmtool.provenance import provenance
 from nmtool.regression.coverage import coverage
 from nmtool.regression.golden import Golden, load_golden
@@ -116,11 +118,15 @@ def check_golden(
                 f"{path}: holds the program {golden.program.fingerprint}, the saved run is of "
                 f"{run.fingerprint}"
             )
+        inputs = same_input({str(path): golden.input_sha256, "the saved run": digest(run)})
         runs.append(run)
         known.update(facts(golden, run))
         if keep is not None and saved is None:
             formats.save(keep, run)
-        return Evidence(tuple(judge(golden, run, policies)), known, _uncovered(run))
+        verdicts = tuple(judge(golden, run, policies))
+        effect = fault_effect(golden, run) if all(v.passed for v in verdicts) else Effect()
+        said = "; ".join(filter(None, (effect.words, inputs)))
+        return Evidence(verdicts, known, said, effect.not_covered)
 
     name = hardware.name
     if isinstance(saved, Recording):
@@ -137,13 +143,71 @@ def target_name(provenance: Mapping[str, Any], default: str = "unknown") -> str:
     return str(target.get("name", default)) if isinstance(target, dict) else default
 
 
-def _uncovered(run: Recording) -> str:
-    """What to say where a target with injected faults passes."""
+def digest(run: Recording) -> str | None:
+    """The digest of the input that a run was given; None where it does not say."""
+    found = run.provenance.get("input_sha256")
+    return found if isinstance(found, str) else None
+
+
+def same_input(digests: Mapping[str, str | None]) -> str:
+    """Refuse runs of different inputs; ``digests`` are by what holds them.
+
+    Returns what to say of those that do not tell their input.
+
+    Raises:
+        ArtifactError: two digests differ.
+    """
+    known = {name: found for name, found in digests.items() if found}
+    if len(set(known.values())) > 1:
+        found = ", ".join(f"{name} {value[:12]}" for name, value in known.items())
+        raise ArtifactError(
+            f"found different inputs (SHA-256 {found}), allowed runs of one input: a difference of "
+            "inputs says nothing of the targets"
+        )
+    silent = [name for name in digests if name not in known]
+    if not silent:
+        return ""
+    return f"{' and '.join(silent)}: of which input is not recorded, so it was not compared"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What injected faults did to a run that passes: in words, and those that did nothing."""
+
+    words: str = ""
+    not_covered: tuple[Mapping[str, Any], ...] = ()
+
+
+def fault_effect(golden: Golden, run: Recording) -> Effect:
+    """What the injected faults of a target changed, beside a golden run without faults.
+
+    Where nothing that was recorded changed, none of them is covered. Where something did, it is
+    not known which of several did it.
+    """
     faults = run.provenance.get("faults")
     injected = faults.get("injected") if isinstance(faults, dict) else None
     if not isinstance(injected, list | tuple) or not injected:
-        return ""
-    return f"{len(injected)} injected faults change nothing: they are not covered by this input"
+        return Effect()
+    if golden.expected.provenance.get("faults"):
+        return Effect()
+    what, they = counted(injected, "injected fault"), "it is" if len(injected) == 1 else "they are"
+    change = "changes" if len(injected) == 1 else "change"
+    agreement = compare(golden.expected, run, golden.program.order)
+    if agreement.equal:
+        named = "; ".join(_fault_words(fault) for fault in injected)
+        return Effect(
+            f"{what} {change} nothing: {they} not covered by this input: {named}", tuple(injected)
+        )
+    states = sum(population.states or 0 for population in agreement.populations)
+    parts = (range(agreement.differing_spikes), "spike"), (range(states), "state")
+    found = " and ".join(counted(items, noun) for items, noun in parts if items)
+    return Effect(f"{what} {change} {found}, inside the tolerance")
+
+
+def _fault_words(fault: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{key} {value}" if key != "kind" else str(value) for key, value in fault.items()
+    )
 
 
 def facts(golden: Golden, run: Recording) -> dict[str, Any]:

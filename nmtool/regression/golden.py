@@ -17,7 +17,7 @@ from nmtool.fixedpoint import FloatArray, IntArray
 from nmtool.formats import pack, unpack
 from nmtool.formats.artifacts import DAMAGE
 from nmtool.formats.claims import build
-from nmtool.formats.container import Container, read_container, write_container
+from nmtool.formats.container import Container, is_container, read_container, write_container
 from nmtool.formats.trains import get_train, put_train
 from nmtool.measure import measure
 from nmtool.spikes import SpikeTrain
@@ -59,6 +59,12 @@ class Golden:
         """What was recorded, and is again when the golden is checked."""
         found = {quantity: tuple(getattr(self.expected, quantity)) for quantity in QUANTITIES}
         return {quantity: names for quantity, names in found.items() if names}
+
+    @property
+    def input_sha256(self) -> str:
+        """The digest of its inputs, as recordings have it in their provenance."""
+        steps = None if self.inputs else self.expected.n_steps
+        return input_batch(self.program, self.inputs, steps).sha256
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -142,6 +148,25 @@ def save_golden(path: str | Path, golden: Golden) -> None:
     if golden.labels is not None:
         arrays["labels"] = golden.labels
     write_container(Path(path), Container(SCHEMA, header, arrays))
+
+
+ENDINGS = (".h5", ".hdf5")
+"""How files of golden runs end."""
+
+
+def golden_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """The golden runs of a folder and all below it, and nmtool's files there of another ending."""
+    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    ours = [path for path in files if path.suffix in ENDINGS]
+    return ours, [path for path in files if path.suffix not in ENDINGS and is_container(path)]
+
+
+def passed_over(paths: list[Path]) -> str:
+    """What to say of the files that ``golden_files`` leaves out."""
+    return (
+        f"passed over: {', '.join(map(str, paths))}: found another ending, allowed "
+        f"{' and '.join(ENDINGS)}; rename what is a golden run"
+    )
 
 
 def is_golden(path: str | Path) -> bool:

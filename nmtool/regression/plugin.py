@@ -7,6 +7,7 @@ option they run on the emulator. Trouble with a board is an error, not a failure
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,14 +120,38 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     _check_features(metafunc.definition)
     if _is_ours(metafunc, "board", board):
         names = metafunc.config.getoption("--nmtool-hw") or ["emulator"]
-        metafunc.parametrize("board", names, indirect=True, scope="session")
+        targets = [pytest.param(name, marks=_group(metafunc.config, name)) for name in names]
+        metafunc.parametrize("board", targets, indirect=True, scope="session")
     if _is_ours(metafunc, "golden", golden):
         folder = Path(metafunc.config.getoption("--nmtool-golden"))
-        files = sorted(folder.glob("*.h5"))
-        if not files:
-            raise pytest.UsageError(f"--nmtool-golden {folder}: found no golden run there (*.h5)")
-        ids = [path.stem for path in files]
+        files = _golden_files(folder)
+        ids = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
         metafunc.parametrize("golden", files, ids=ids, indirect=True, scope="session")
+
+
+def _group(config: pytest.Config, name: str) -> list[pytest.MarkDecorator]:
+    """The xdist group of a board's tests: with ``--dist loadgroup`` one worker runs all of them."""
+    board = _or_usage_error(name).board
+    if board is None or not config.pluginmanager.hasplugin("xdist"):
+        return []
+    return [pytest.mark.xdist_group(str(board))]
+
+
+def _golden_files(folder: Path) -> list[Path]:
+    """The golden runs of a folder and all below it.
+
+    Raises:
+        UsageError: there are none.
+    """
+    from nmtool.regression.golden import ENDINGS, golden_files, passed_over
+
+    files, others = golden_files(folder)
+    if others:
+        warnings.warn(f"--nmtool-golden {folder}: {passed_over(others)}", stacklevel=2)
+    if not files:
+        allowed = ", ".join(f"*{ending}" for ending in ENDINGS)
+        raise pytest.UsageError(f"--nmtool-golden {folder}: found no golden run there ({allowed})")
+    return files
 
 
 def _check_features(definition: pytest.Item) -> None:
@@ -213,7 +238,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     outcome: Any = yield
     if call.excinfo is None:
         return
-    from nmtool.errors import CheckFailed, NmtoolError, UnsupportedError
+    from nmtool.errors import (
+        BoardError,
+        BoardUnavailable,
+        CheckFailed,
+        DependencyError,
+        NmtoolError,
+        UnsupportedError,
+    )
 
     report = outcome.get_result()
     error = call.excinfo.value
@@ -226,6 +258,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     elif not isinstance(error, CheckFailed):
         if call.when == "call":
             report.when = "setup"  # what pytest and its JUnit file call an error
+        if isinstance(error, DependencyError | BoardUnavailable | BoardError):
+            report.longrepr = f"{type(error).__name__}: {error}"  # no line of a test is to blame
         setattr(report, _CODE, error.exit_code)
 
 

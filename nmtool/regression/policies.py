@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from nmtool.backends import Recording
-from nmtool.errors import BoardError, ConfigError
+from nmtool.errors import ConfigError
 from nmtool.fixedpoint import FloatArray
 from nmtool.measure import Agreement, compare, predict
+from nmtool.network import counted
 from nmtool.regression.golden import Golden, latencies
 from nmtool.spikes import SpikeTrain
 
@@ -69,15 +70,22 @@ def parse_policy(text: str) -> Policy:
 def judge(golden: Golden, run: Recording, policies: Sequence[str] = ()) -> list[Verdict]:
     """Hold a run against a golden one by the golden's policies, or by others.
 
+    A recording that ends too early breaks all of them: one verdict says so.
+
     Raises:
         ConfigError: the run lacks a population of the golden one, or has another shape.
-        BoardError: the recording ends too early.
     """
-    _comparable(golden, run)
+    if early := _ends_early(golden, run):
+        return [early]
     return [parse_policy(text).judge(golden, run) for text in policies or golden.policies]
 
 
-def _comparable(golden: Golden, run: Recording) -> None:
+def _ends_early(golden: Golden, run: Recording) -> Verdict | None:
+    """The verdict on a recording that ends before the golden one, if it does.
+
+    Raises:
+        ConfigError: the run lacks a population of the golden one, or has another shape.
+    """
     for quantity, names in golden.probe.items():
         for name in names:
             if name not in getattr(run, quantity):
@@ -90,15 +98,16 @@ def _comparable(golden: Golden, run: Recording) -> None:
         sizes = (found.n_samples, found.n_neurons, found.n_steps)
         wanted = (train.n_samples, train.n_neurons, train.n_steps)
         if sizes[:2] == wanted[:2] and sizes[2] < wanted[2]:
-            raise BoardError(
-                f"golden: the recording of {name} was cut short: it ends after {sizes[2]} of "
-                f"{wanted[2]} steps"
+            found_steps = (
+                f"a truncated recording: {name} ends after {sizes[2]} of {wanted[2]} steps"
             )
+            return Verdict("complete", found_steps, f"all {wanted[2]} steps", False)
         if sizes != wanted:
             raise ConfigError(
                 f"golden: found (samples, neurons, steps) {sizes} of {name}, allowed {wanted} as "
                 "in the golden run: this run is of another input"
             )
+    return None
 
 
 def _exact(golden: Golden, run: Recording) -> tuple[str, str, bool]:
@@ -132,7 +141,8 @@ def _jitter(golden: Golden, run: Recording, steps: float) -> tuple[str, str, boo
             unpaired += abs(a.size - b.size)
             if a.size == b.size and a.size:
                 shift = max(shift, int(np.abs(a - b).max()))
-    found = f"{shift} steps of shift, {unpaired} spikes without a partner"
+    moved, alone = counted(range(shift), "step"), counted(range(unpaired), "spike")
+    found = f"{moved} of shift, {alone} without a partner"
     return (
         found,
         f"up to {steps:g} steps, no spike without a partner",

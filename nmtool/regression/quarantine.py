@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from nmtool import yamlio
 from nmtool.yamlio import Strict
+
+LONGEST = timedelta(days=366)
+"""Quarantine that ends later than so far ahead is warned of: it is as good as forever."""
+
+
+def _sentence(value: str) -> str:
+    if not value.strip():
+        raise ValueError("a sentence that says why")
+    return value
 
 
 def _date(value: Any) -> Any:
@@ -31,7 +40,7 @@ class Entry(Strict):
 
     golden: Annotated[str, Field(min_length=1)]
     target: str | None = None
-    reason: Annotated[str, Field(min_length=1)]
+    reason: Annotated[str, Field(min_length=1), AfterValidator(_sentence)]
     expires: Annotated[date, BeforeValidator(_date)]
 
     def covers(self, path: str, target: str) -> bool:
@@ -57,17 +66,32 @@ class Quarantine(Strict):
         covering = (entry for entry in self.entries if entry.covers(path, target))
         return max(covering, key=lambda entry: entry.expires, default=None)
 
-    def warnings(self, cases: Sequence[tuple[str, str]], today: date) -> list[str]:
-        """Of entries that have ended, or match none of these (golden file, target)."""
-        return [*self._ended(cases, today), *self._unused(cases)]
+    def warnings(
+        self, cases: Sequence[tuple[str, str]], today: date, *, verify: bool = False
+    ) -> list[str]:
+        """Of entries that have ended, end too late, or match none of these (golden file, target).
 
-    def _ended(self, cases: Sequence[tuple[str, str]], today: date) -> list[str]:
+        Where they are run to see what has healed (``verify``) those that have ended count no more
+        than the others.
+        """
+        return [*self._ended(cases, today, verify), *self._endless(today), *self._unused(cases)]
+
+    def _ended(self, cases: Sequence[tuple[str, str]], today: date, verify: bool) -> list[str]:
         found = ((path, target, self.entry(path, target)) for path, target in cases)
         return [
-            f"{path} on {target}: its quarantine ended on {entry.expires}; it counts again "
-            f"({entry.reason})"
+            f"{path} on {target}: its quarantine ended on {entry.expires}"
+            + ("" if verify else "; it counts again")
+            + f" ({entry.reason})"
             for path, target, entry in found
             if entry and entry.expired(today)
+        ]
+
+    def _endless(self, today: date) -> list[str]:
+        return [
+            f"quarantine: entry {number} ({entry}): found the last day {entry.expires}, more than "
+            "a year ahead; give an earlier one and look again then"
+            for number, entry in enumerate(self.entries, 1)
+            if entry.expires - today > LONGEST
         ]
 
     def _unused(self, cases: Sequence[tuple[str, str]]) -> list[str]:

@@ -20,7 +20,15 @@ from junitparser import (
 from nmtool.formats.container import write_text
 from nmtool.regression.suite import Outcome
 
-_WORDS = {"passed": "passed", "regression": "REGRESSION", "error": "error", "skipped": "skipped"}
+_WORDS = {
+    "passed": "passed",
+    "regression": "REGRESSION",
+    "error": "error",
+    "skipped": "skipped",
+    "healed": "healed",
+    "still failing": "still failing",
+}
+_ALWAYS = ("passed", "regression", "error", "skipped")
 
 
 def write_junit(path: Path, outcomes: Sequence[Outcome], warnings: Sequence[str] = ()) -> None:
@@ -48,6 +56,8 @@ def _testcase(outcome: Outcome) -> TestCase:
     name = str(Path(outcome.case).with_suffix(""))
     case = TestCase(_printable(name), f"nmtool.{outcome.target}", round(outcome.seconds, 3))
     message = _printable(outcome.message)
+    if outcome.quarantine:
+        message = f"{outcome.quarantine}: {message}" if message else outcome.quarantine
     if outcome.status == "regression":
         case.result = [Failure(message, "regression")]
     elif outcome.status == "error":
@@ -58,6 +68,11 @@ def _testcase(outcome: Outcome) -> TestCase:
     for name, value in outcome.evidence.provenance.items():
         text = value if isinstance(value, str) else json.dumps(value)
         properties.add_property(Property(name, _printable(text)))
+    if outcome.quarantine:
+        properties.add_property(Property("quarantine", outcome.quarantine))
+    if outcome.evidence.not_covered:
+        faults = json.dumps([dict(fault) for fault in outcome.evidence.not_covered])
+        properties.add_property(Property("not_covered", _printable(faults)))
     case.append(properties)  # type: ignore[no-untyped-call]
     lines = [
         f"{v.policy}: {'passed' if v.passed else 'FAILED'}, found {v.found}, allowed {v.allowed}"
@@ -66,6 +81,10 @@ def _testcase(outcome: Outcome) -> TestCase:
     lines += failed_attempts(outcome)
     if outcome.retried:
         lines.append("passed only on retry")
+    if outcome.quarantine:
+        lines.append(f"quarantine: {outcome.quarantine}")
+    if outcome.evidence.note:
+        lines.append(outcome.evidence.note)
     if lines:
         case.system_out = _printable("\n".join(lines))
     return case
@@ -82,9 +101,9 @@ def failed_attempts(outcome: Outcome) -> list[str]:
 
 def markdown(outcomes: Sequence[Outcome], warnings: Sequence[str] = ()) -> str:
     """A summary for a pull request."""
+    found = [outcome.word for outcome in outcomes]
     counts = [
-        f"{sum(outcome.status == status for outcome in outcomes)} {_WORDS[status]}"
-        for status in _WORDS
+        f"{found.count(word)} {_WORDS[word]}" for word in _WORDS if word in (*_ALWAYS, *found)
     ]
     lines = [
         f"**nmtool**: {', '.join(counts)}",
@@ -97,7 +116,7 @@ def markdown(outcomes: Sequence[Outcome], warnings: Sequence[str] = ()) -> str:
         if outcome.retried:
             detail = f"passed only on retry; {detail}"
         detail = "\n".join([detail, *failed_attempts(outcome)])
-        cells = (outcome.case, outcome.target, _WORDS[outcome.status], detail)
+        cells = (outcome.case, outcome.target, _WORDS[outcome.word], detail)
         lines.append(f"| {' | '.join(map(_one_line, cells))} |")
     lines += ["", *(f"- warning: {_one_line(text)}" for text in warnings)] if warnings else []
     return _printable("\n".join(lines) + "\n")

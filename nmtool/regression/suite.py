@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from nmtool.errors import CheckFailed, NmtoolError, UnsupportedError, WriteError
@@ -19,11 +19,12 @@ BADNESS = (0, 7, 8, 4, 1, 5, 6, 3, 10, 9, 2, 70)
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a case measured; ``note`` is said of it where it passes."""
+    """What a case measured; ``note`` is said of it, ``not_covered`` are faults that did nothing."""
 
     verdicts: tuple[Verdict, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    not_covered: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
@@ -34,7 +35,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one case ended on one target; ``code`` is the exit code that it stands for."""
+    """How one case ended on one target; ``code`` is the exit code that it stands for.
+
+    ``quarantine`` is what was found where those in quarantine were run to see if they have healed.
+    """
 
     case: str
     target: str
@@ -43,6 +47,12 @@ class Outcome:
     message: str
     seconds: float
     evidence: Evidence = Evidence()
+    quarantine: Literal["", "healed", "still failing"] = ""
+
+    @property
+    def word(self) -> str:
+        """How it ended, in a word or two."""
+        return self.quarantine or self.status
 
     @property
     def retried(self) -> bool:
@@ -61,6 +71,8 @@ class Outcome:
             "verdicts": [asdict(verdict) for verdict in self.evidence.verdicts],
             "attempts": self.evidence.attempts,
             "passed_only_on_retry": self.retried,
+            "quarantine": self.quarantine or None,
+            "not_covered": [dict(fault) for fault in self.evidence.not_covered],
             "provenance": dict(self.evidence.provenance),
         }
 
@@ -69,17 +81,35 @@ class Outcome:
 class Case:
     """One thing that a target is held against, not run yet.
 
-    ``quarantined`` says why it is not to be run, where it is in quarantine.
+    ``quarantined`` says why it is not to be run, where it is in quarantine; ``readable`` raises
+    where its file cannot be read, which is an error even there.
     """
 
     name: str
     target: str
     act: Callable[[], Outcome]
     quarantined: str = ""
+    readable: Callable[[], object] = lambda: None
 
     def run(self) -> Outcome:
-        """How it ends; in quarantine it is skipped."""
-        return self._skipped() if self.quarantined else self.act()
+        """How it ends; in quarantine it is skipped if its file can be read."""
+        if not self.quarantined:
+            return self.act()
+        read = run_case(self.name, self.target, self._read)
+        return read if read.status == "error" else self._skipped()
+
+    def verified(self) -> Outcome:
+        """How it ends, as news of its quarantine: what still fails is skipped."""
+        outcome = self.act()
+        if outcome.status == "passed":
+            return replace(outcome, quarantine="healed")
+        if outcome.status == "regression":
+            return replace(outcome, status="skipped", code=0, quarantine="still failing")
+        return outcome
+
+    def _read(self) -> Evidence:
+        self.readable()
+        return Evidence()
 
     def cut_short(self, code: int, why: str) -> Outcome:
         """How it ends where the suite does before it: an error with the suite's exit code."""
@@ -112,7 +142,8 @@ def run_case(case: str, target: str, act: Callable[[], Evidence]) -> Outcome:
         return ended("error", NmtoolError.exit_code, f"{text}\n{traceback.format_exc()}")
     failed = [verdict for verdict in evidence.verdicts if not verdict.passed]
     if failed:
-        lines = (f"{v.policy}: found {v.found}, allowed {v.allowed}" for v in failed)
+        lines = [f"{v.policy}: found {v.found}, allowed {v.allowed}" for v in failed]
+        lines += [evidence.note] if evidence.note else []
         return ended("regression", CheckFailed.exit_code, "\n".join(lines), evidence)
     return ended("passed", 0, evidence.note, evidence)
 

@@ -118,7 +118,7 @@ class TestInLava:
         done = nmtool("bisect", "netx:long.net", "emulator", *given)
         assert done.code == 0, done.err
 
-    def test_what_netx_cannot_load_is_refused(self, nmtool, work):
+    def test_what_netx_cannot_load_is_refused_before_anything_runs(self, nmtool, work, monkeypatch):
         pool = (SumPool((2, 2), (2, 2)), Scale(np.array([64])))
         network = QuantizedNetwork(
             "pooled",
@@ -128,12 +128,16 @@ class TestInLava:
             {"j": QuantizedProjection("in", "p", pool, MIXED)},
             ("p",),
         )
-        api.export(network, work / "pooled.net")
+        formats.save(work / "pooled.h5", network)
+        done = nmtool("export", "pooled.h5", "--format", "netx")
+        assert "warning: lava-dl's own loader" in done.err
+        assert "cannot build layer 1 (pool) of this file" in done.err
         formats.save(work / "program.h5", api.compile(network, steps=STEPS))
         np.save(work / "x.npy", np.zeros((1, 32, STEPS), bool))
-        done = nmtool("bisect", "netx:pooled.net", "emulator", *GIVEN)
+        monkeypatch.setattr("nmtool.cli.operands.run", None)
+        done = nmtool("bisect", "emulator", "netx:pooled.net", *GIVEN)
         assert done.code == 4
-        assert "netx cannot build it: pool is not implemented" in done.err
+        assert "found layer 1 (pool), which netx cannot build" in done.err
         assert "pooled.net" in done.err
 
     def test_an_average_is_refused_unless_the_program_leaves_it_out(self, nmtool, exported, work):
@@ -143,7 +147,7 @@ class TestInLava:
         formats.save(work / "program.h5", api.compile(network, steps=STEPS))
         done = nmtool("bisect", "netx:chain.net", "emulator", *GIVEN)
         assert done.code == 4
-        assert "average is not implemented" in done.err
+        assert "found layer 3 (average), which netx cannot build" in done.err
         assert "--num-layers" in done.err
         network = api.load("chain.net", num_layers=3, reset_interval=7, reset_offset=3)
         formats.save(work / "program.h5", api.compile(network, steps=STEPS))

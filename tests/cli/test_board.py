@@ -68,6 +68,7 @@ def test_list_shows_shipped_targets_and_those_of_the_folder(nmtool, boards, mine
         "why": "",
         "held_by": None,
         "exit_code": 0,
+        "decides": True,
     }
     assert found["mine"]["board"] == "host 10.0.0.9"
     assert "refractory delay" in found["mine"]["cannot_run"]
@@ -98,6 +99,22 @@ def test_check_of_one_target(nmtool, boards, mine):
     assert nmtool("board", "check", mine).code == 10
     assert nmtool("board", "check").code != 0
     assert nmtool("board", "check", "-s", "hw.chip=loihi1").code == 2
+
+
+def test_shipped_boards_are_told_and_decide_nothing_unless_named(nmtool, boards, mine):
+    mine.unlink()
+    (mine.parent / "wrong.yaml").unlink()
+    done = nmtool("board", "check", "--json")
+    assert done.code == 0, done.err
+    found = targets(done)
+    assert (found["kapoho-point"]["exit_code"], found["kapoho-point"]["decides"]) == (10, False)
+    assert "note: target kapoho-point: " in done.err
+    assert "error" not in done.err
+    assert nmtool("board", "check", "kapoho-point").code == 10
+    text = "schema: nmtool.hardware/v1\nname: own\nchip: loihi2\nbackend: lava-loihi\n"
+    (mine.parent / "own.yaml").write_text(f"{text}board: {{host: 10.0.0.9}}\n")
+    done = nmtool("board", "check", "--json")
+    assert (done.code, targets(done)["own"]["decides"]) == (10, True)
 
 
 @NEEDS_LAVA

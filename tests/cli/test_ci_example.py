@@ -66,16 +66,35 @@ def test_every_step_of_the_workflow_runs(checkout, job):
 
 
 def test_a_regression_blocks_at_once_and_is_bisected(checkout, hardware):
-    target = hardware("faults: {seed: 1, stuck_neurons: 0.1}")
-    by_name = {step["name"]: step for step in steps("board")}
-    check, bisect = by_name["golden runs on the board"], by_name["what differs first"]
+    target = hardware("faults: {injected: [{kind: stuck, population: output, neuron: 3}]}")
+    made = ("golden", "record", "run/program.h5", "--samples", "2", "--policy", "rate=1e9")
+    done = run_step(checkout, f"nmtool {' '.join(made)} -o golden/sub/loose.h5")
+    assert done.returncode == 0, done.stderr
+    check = next(s for s in steps("board") if s["name"] == "golden runs on the board")
     done = run_step(checkout, check["run"], NMTOOL_HW=str(target))
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stderr
     assert [path.name for path in checkout.glob("board-*.xml")] == ["board-1.xml"]
-    done = run_step(checkout, bisect["run"], NMTOOL_HW=str(target))
-    assert done.returncode == 0
     assert "stuck neuron" in done.stdout
-    assert (checkout / "replay-small.h5").exists()
+    assert [path.name for path in checkout.glob("replay-*")] == ["replay-small.h5"]
+
+
+def test_all_attempts_and_bisections_end_before_the_job_does(checkout):
+    """Every call of nmtool has a timeout, and none is longer than what is left of MINUTES."""
+    (checkout / "bin/nmtool").write_text('#!/bin/sh\necho "$*" >> calls\nexit 8\n')
+    run_step(checkout, "sh on-board.sh anything 3 0 2")
+    calls = (checkout / "calls").read_text().splitlines()
+    assert len(calls) == 3
+    seconds = [int(call.split("--timeout ")[1].split("s")[0]) for call in calls]
+    assert all(0 < value <= 120 for value in seconds)
+    job = WORKFLOW["jobs"]["board"]
+    check = next(s for s in steps("board") if s["name"] == "golden runs on the board")
+    minutes = int(check["run"].split("#")[0].split()[-1])
+    assert minutes < job["timeout-minutes"]
+    script = (EXAMPLE / "on-board.sh").read_text()
+    lines = script.replace("\\\n", "").splitlines()
+    running = [line for line in lines if line.lstrip().startswith("nmtool ")]
+    assert len(running) == 2
+    assert all('--timeout "$(left ' in line for line in running)
 
 
 def test_a_boards_trouble_is_tried_again_and_keeps_its_code(checkout, hardware):

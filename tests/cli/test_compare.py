@@ -180,8 +180,37 @@ def test_recordings_of_different_samples(nmtool, folder, recorded, rasters):
     deploy = ("deploy", "run/program.h5", "--hw", "reference", "--input", "two.npy")
     assert nmtool(*deploy, "-o", "b.h5").code == 0
     done = nmtool("compare", "a.h5", "b.h5")
-    assert done.code == 3
-    assert "allowed the same on both sides" in done.err
+    assert done.code == 6
+    assert "found different inputs (SHA-256 a.h5 " in done.err
+
+
+def test_recordings_of_other_inputs_of_one_shape_are_not_compared(
+    nmtool, recorded, rasters, folder
+):
+    np.save(folder / "other.npy", ~rasters)
+    assert nmtool(*DEPLOY[:-1], "other.npy", "-o", "b.h5").code == 0
+    given = ("--program", "run/program.h5", "--input")
+    for command in (
+        ("compare", "a.h5", "b.h5"),
+        ("compare", "a.h5", "emulator", *given, "other.npy"),
+        ("bisect", "a.h5", "b.h5", *given, "spikes.npy"),
+        ("bisect", "a.h5", "a.h5", *given, "other.npy"),
+    ):
+        done = nmtool(*command)
+        assert done.code == 6, command
+        assert "found different inputs" in done.err
+        assert "differing" not in done.out
+    digests = {formats.load(name).provenance["input_sha256"] for name in ("a.h5", "b.h5")}
+    assert len(digests) == 2
+
+
+def test_a_recording_that_does_not_tell_its_input_is_compared_with_a_note(nmtool, recorded):
+    facts = {k: v for k, v in recorded.provenance.items() if k != "input_sha256"}
+    formats.save("old.h5", replace(recorded, provenance=facts))
+    done = nmtool("compare", "a.h5", "old.h5")
+    assert done.code == 0
+    assert "warning: old.h5: of which input is not recorded" in done.err
+    assert "not recorded" not in nmtool("compare", "a.h5", "a.h5").err
 
 
 def test_targets_are_run_and_compared(nmtool, folder, rasters, hardware):

@@ -148,6 +148,37 @@ def test_a_signal_to_a_living_process(folder, unchanged, long_input, none_left, 
     assert none_left(mark)
 
 
+def test_ctrl_c_ends_golden_check_with_its_reports(folder, nmtool, none_left):
+    """In a session of its own, as a terminal starts it: nothing else may take the signal."""
+    made = nmtool("golden", "record", "run/program.h5", "--samples", 2, "-o", "g.h5")
+    assert made.code == 0, made.err
+    code = (
+        "import sys, time\n"
+        "import nmtool.regression.check as c\n"
+        "def forever(*arguments):\n"
+        "    print('READY', file=sys.stderr, flush=True)\n"
+        "    time.sleep(600)\n"
+        "c.run_on = forever\n"
+        "from nmtool.cli import main\n"
+        "main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "golden", "check", "g.h5", "--junit", "j.xml"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert any("READY" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "not finished: interrupted" in out
+    assert "Traceback" not in err
+    assert (folder / "j.xml").exists()
+
+
 @pytest.mark.lava
 @pytest.mark.skipif(lava_missing() is not None, reason=str(lava_missing()))
 @pytest.mark.parametrize(

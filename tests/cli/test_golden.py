@@ -2,14 +2,16 @@
 
 import shutil
 from dataclasses import replace
+from datetime import date, timedelta
 
 import numpy as np
 import pytest
 from junitparser import JUnitXml
 
-from nmtool import save
+from nmtool import formats, save
 from nmtool.regression.golden import load_golden, save_golden
 
+SOON = date.today() + timedelta(days=30)
 BROKEN = "faults: {seed: 1, stuck_neurons: 0.1}"
 
 
@@ -170,11 +172,12 @@ def test_verify_quarantine_runs_those_too_whose_last_day_is_over(nmtool, golden,
 def test_a_quarantine_entry_that_matches_nothing_is_said_everywhere(nmtool, golden, folder):
     (folder / "q.yaml").write_text(
         "schema: nmtool.quarantine/v1\nentries:\n"
-        "  - {golden: small.h5, reason: known, expires: 2999-01-01}\n"
-        "  - {golden: smal.h5, reason: known, expires: 2999-01-01}\n"
+        f"  - {{golden: small.h5, reason: known, expires: {SOON}}}\n"
+        f"  - {{golden: smal.h5, reason: known, expires: {SOON}}}\n"
     )
+    shutil.copy(golden, folder / "judged.h5")
     done = nmtool(
-        *("golden", "check", golden, "--quarantine", "q.yaml", "-q", "--json"),
+        *("golden", "check", golden, "judged.h5", "--quarantine", "q.yaml", "-q", "--json"),
         *("--junit", "j.xml", "--markdown", "s.md"),
     )
     assert done.json["cases"][0]["status"] == "skipped"
@@ -190,10 +193,12 @@ def test_of_several_quarantine_entries_the_last_to_end_counts(nmtool, golden, fo
     (folder / "q.yaml").write_text(
         "schema: nmtool.quarantine/v1\nentries:\n"
         "  - {golden: small.h5, reason: once, expires: 2020-01-01}\n"
-        "  - {golden: small.h5, reason: again, expires: 2999-01-01}\n"
+        f"  - {{golden: small.h5, reason: again, expires: {SOON}}}\n"
     )
-    done = nmtool("golden", "check", golden, "--quarantine", "q.yaml", "--json")
-    assert done.json["cases"][0]["message"] == "in quarantine until 2999-01-01: again"
+    shutil.copy(golden, folder / "judged.h5")
+    check = ("golden", "check", golden, "judged.h5", "--quarantine", "q.yaml")
+    done = nmtool(*check, "--json")
+    assert done.json["cases"][0]["message"] == f"in quarantine until {SOON}: again"
     assert done.json["warnings"] == []
 
 
@@ -222,6 +227,7 @@ def test_config_check_and_schema_know_quarantine_files(nmtool, folder):
         ("{golden: a.h5, expires: 2999-01-01}", "reason"),
         ("{golden: a.h5, reason: because}", "expires"),
         ("{golden: a.h5, reason: '', expires: 2999-01-01}", "reason"),
+        ("{golden: a.h5, reason: '  ', expires: 2999-01-01}", "a sentence that says why"),
         ("{golden: a.h5, reason: because, expires: soon}", "a date such as"),
     ],
 )
@@ -231,6 +237,113 @@ def test_a_quarantine_needs_a_reason_and_an_end(nmtool, golden, folder, entry, s
     assert done.code == 3
     assert "q.yaml:3" in done.err
     assert says in done.err
+
+
+def test_a_quarantine_of_more_than_a_year_is_warned_of(nmtool, golden, folder):
+    today = date.today()
+    for days, warned in ((360, False), (370, True)):
+        text = QUARANTINE.format(expires=today + timedelta(days=days))
+        (folder / "q.yaml").write_text(text.replace("mine", "emulator"))
+        done = nmtool("golden", "check", golden, "--quarantine", "q.yaml", "--json")
+        assert any("more than a year ahead" in text for text in done.json["warnings"]) == warned
+
+
+def test_a_damaged_golden_run_is_an_error_in_quarantine_too(nmtool, golden, hardware, folder):
+    (folder / "q.yaml").write_text(QUARANTINE.format(expires="2999-01-01"))
+    content = golden.read_bytes()
+    golden.write_bytes(content[: len(content) // 2])
+    check = ("golden", "check", golden, "small2.h5", "--hw", hardware(), "--quarantine", "q.yaml")
+    done = nmtool(*check, "--json")
+    assert done.code == 6
+    assert [case["status"] for case in done.json["cases"]] == ["error", "error"]
+    assert "small2.h5: no such file" in done.json["cases"][1]["message"]
+
+
+def test_where_nothing_was_judged_every_report_says_so(nmtool, golden, hardware, folder):
+    (folder / "q.yaml").write_text(QUARANTINE.format(expires="2999-01-01"))
+    shutil.copy(golden, folder / "other.h5")
+    check = ("golden", "check", golden, "--hw", hardware(), "--quarantine", "q.yaml", "--force")
+    reports = ("--junit", "j.xml", "--markdown", "s.md")
+    says = "NOTHING WAS JUDGED: all cases (1) are in quarantine"
+    done = nmtool(*check, *reports, "--json")
+    assert done.code == 0
+    assert f"warning: {says}" in done.err
+    assert says in done.json["warnings"]
+    assert all(says in (folder / name).read_text() for name in ("j.xml", "s.md"))
+    assert says not in nmtool(*check, "other.h5").err
+
+
+def test_verify_quarantine_is_said_in_every_report(nmtool, golden, hardware, folder):
+    (folder / "q.yaml").write_text(QUARANTINE.format(expires="2020-01-01"))
+    check = ("golden", "check", golden, "--quarantine", "q.yaml", "--verify-quarantine", "--force")
+    for faults, word in (((BROKEN,), "still failing"), ((), "healed")):
+        reports = ("--junit", "j.xml", "--markdown", "s.md")
+        done = nmtool(*check, "--hw", hardware(*faults), *reports, "--json")
+        assert done.code == 0
+        assert "counts again" not in done.err
+        assert done.json["cases"][0]["quarantine"] == word
+        assert done.json["still_failing"] == ([str(golden)] if faults else [])
+        assert f"| {word} |" in (folder / "s.md").read_text()
+        assert f'name="quarantine" value="{word}"' in (folder / "j.xml").read_text()
+        ((case,),) = JUnitXml.fromfile(folder / "j.xml")
+        assert (case.is_skipped, case.is_failure, case.is_error) == (bool(faults), False, False)
+    lost = nmtool(*check, folder / "small3.h5", "--hw", hardware(), "--json")
+    assert lost.code == 6
+
+
+def test_a_saved_run_of_another_input_is_no_regression(nmtool, golden, folder):
+    nmtool("golden", "record", "run/program.h5", "--cover", 20, "-o", "other.h5")
+    assert nmtool("golden", "check", "other.h5", "--runs", "runs").code == 0
+    run = ("golden", "check", golden, "--run", "runs/other-emulator.h5", "--json")
+    done = nmtool(*run)
+    assert done.code == 6
+    assert "found different inputs" in done.json["cases"][0]["message"]
+    old = formats.load("runs/other-emulator.h5")
+    save("runs/other-emulator.h5", replace(old, provenance={}))
+    done = nmtool(*run)
+    assert done.code == 1
+    assert "of which input is not recorded" in done.json["cases"][0]["message"]
+
+
+@pytest.mark.parametrize("verb", ["compare", "bisect"])
+def test_options_of_input_beside_a_golden_run_are_refused(nmtool, golden, verb):
+    done = nmtool(verb, golden, "emulator", "--data", "digits:test")
+    assert done.code == 2
+    assert "--data: found it beside a golden run, which has its own input" in done.err
+
+
+def test_a_target_beside_a_saved_run_of_another_is_refused(nmtool, golden, hardware):
+    target = hardware(BROKEN)
+    assert nmtool("golden", "check", golden, "--hw", target, "--runs", "runs").code == 1
+    run = ("golden", "check", golden, "--run", "runs/small-mine.h5")
+    done = nmtool(*run, "--hw", "emulator")
+    assert (done.code, "a run on mine, which is judged as it is" in done.err) == (2, True)
+    assert nmtool(*run, "--hw", target).code == 1
+    assert nmtool(*run).code == 1
+
+
+def test_accept_through_a_link_replaces_the_file_that_it_names(nmtool, golden, hardware, folder):
+    link = folder / "link.h5"
+    link.symlink_to(golden.name)
+    accept = ("golden", "accept", link, "--hw", hardware(BROKEN), "--reason", "new board")
+    assert nmtool(*accept, "--force").code == 0
+    assert link.is_symlink()
+    assert load_golden(golden).reason == "new board"
+
+
+def test_a_truncated_recording_is_a_regression_and_bisected(nmtool, golden, hardware, folder):
+    target = hardware("faults: {injected: [{kind: truncated, steps: 5}]}")
+    done = nmtool("golden", "check", golden, "--hw", target, "--junit", "j.xml")
+    assert done.code == 1
+    assert "ends after 5 of" in done.out
+    ((case,),) = JUnitXml.fromfile(folder / "j.xml")
+    assert case.is_failure
+    done = nmtool("bisect", golden, target, "-o", "replay.h5")
+    assert done.code == 1, done.err
+    assert "first difference: population hidden, sample 0, step 5, neuron 0" in done.out
+    assert "likely cause: truncated recording: B ends after 5 of" in done.out
+    assert nmtool("golden", "check", "replay.h5", "--hw", target).code == 1
+    assert nmtool("golden", "check", "replay.h5", "--hw", "reference").code == 0
 
 
 def test_accept_says_what_another_program_changes(nmtool, golden, folder):
@@ -340,8 +453,9 @@ def test_record_replaces_nothing_in_ci(nmtool, golden, unchanged, monkeypatch):
     assert done.code == 2
     assert f'nmtool golden accept {golden} --reason "..." --force' in done.err
     assert nmtool(*record, "-o", "new.h5").code == 0
-    monkeypatch.setenv("CI", "false")
-    assert nmtool(*record, "-o", golden).code == 0
+    for unset in ("false", "FALSE", "0", ""):
+        monkeypatch.setenv("CI", unset)
+        assert nmtool(*record, "-o", golden).code == 0
 
 
 def test_accept_needs_a_reason_and_refuses_in_ci(nmtool, golden, hardware, monkeypatch, unchanged):

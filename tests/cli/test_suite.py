@@ -88,11 +88,37 @@ def test_recordings_are_kept_and_judged_again_without_a_target(nmtool, suite, mo
     assert nmtool("test", "--saved", "runs", "--runs", "more").code == 2
 
 
+def test_golden_runs_of_one_name_keep_a_recording_each(nmtool, suite):
+    shutil.copytree("golden", "golden/sub/deep")
+    assert nmtool("test", "--runs", "runs").code == 0
+    names = {str(path.relative_to(suite / "runs")) for path in (suite / "runs").rglob("*.h5")}
+    assert names == {"small-emulator.h5", "sub/deep/small-emulator.h5"}
+    done = nmtool("test", "--saved", "runs", "--json")
+    assert (done.code, len(done.json["cases"])) == (0, 2)
+    both = ("golden", "check", "golden/small.h5", "golden/sub/deep/small.h5", "--saved", "runs")
+    assert nmtool(*both).code == 0
+
+
 def test_two_recordings_of_one_name_are_refused(nmtool, suite, unchanged):
-    shutil.copytree("golden", "others")
+    shutil.copy("golden/small.h5", "golden/small.hdf5")
     with unchanged(suite):
-        done = nmtool("golden", "check", "golden/small.h5", "others/small.h5", "--runs", "runs")
-    assert (done.code, "small-emulator.h5" in done.err) == (2, True)
+        done = nmtool("test", "--runs", "runs")
+    assert done.code == 2
+    assert "found the golden runs golden/small.h5 and golden/small.hdf5" in done.err
+
+
+def test_golden_runs_below_the_folder_count_and_others_are_told(nmtool, suite):
+    (suite / "golden/sub").mkdir()
+    shutil.copy("golden/small.h5", "golden/sub/zebra.hdf5")
+    shutil.copy("golden/small.h5", "golden/sub/old.bak")
+    (suite / "golden/README.md").write_text("not a golden run, and not taken for one")
+    done = nmtool("test", "--json")
+    assert [case["case"] for case in done.json["cases"]] == [
+        "golden/small.h5",
+        "golden/sub/zebra.hdf5",
+    ]
+    assert "passed over: golden/sub/old.bak: found another ending" in done.err
+    assert "README" not in done.err
 
 
 def test_a_recording_that_cannot_be_kept_is_an_error_of_its_case(nmtool, suite):
@@ -161,9 +187,9 @@ def test_attempts_before_an_answer_that_cannot_be_judged_are_kept(nmtool, suite,
     run_on = check.run_on
     monkeypatch.setattr(check, "run_on", short)
     done = nmtool("test", "--json")
-    assert done.code == 8
+    assert done.code == 1
     (case,) = done.json["cases"]
-    assert "cut short" in case["message"]
+    assert "a truncated recording" in case["message"]
     assert [attempt["error"] for attempt in case["attempts"]] == ["BoardError: dead"]
 
 

@@ -120,7 +120,7 @@ def test_a_difference_on_the_other_side_is_a_departure_of_that_side():
     ("reset", "cause", "words"),
     [
         (None, "missing reset", "h is not reset every 4 steps"),
-        (replace(nets.EVERY_FOUR, offset=2), "reset phase", "h is reset 1 steps late"),
+        (replace(nets.EVERY_FOUR, offset=2), "reset phase", "h is reset 1 step late"),
         (replace(nets.EVERY_FOUR, offset=0), "reset phase", "3 steps late, or 1 early"),
     ],
 )

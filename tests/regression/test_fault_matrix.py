@@ -5,18 +5,21 @@ bisect must name the population, the neuron and the first step that differ, and 
 that changes nothing on the golden input is not covered by it, and is listed as that.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import regression_networks as nets
+from junitparser import JUnitXml, Properties
 
 from nmtool.backends import open_session
 from nmtool.chip import load_hardware
-from nmtool.errors import BoardError
+from nmtool.measure import compare
 from nmtool.regression.bisect import bisect
 from nmtool.regression.check import check_golden
 from nmtool.regression.golden import save_golden
+from nmtool.regression.reports import write_junit
 
 RIGHT_CAUSES = 0.9
 
@@ -205,6 +208,30 @@ def test_the_cause_is_named_in_nine_of_ten_cases(results):
     assert len(wrong) <= (1 - RIGHT_CAUSES) * len(MATRIX), wrong
 
 
+def test_what_is_said_of_a_fault_does_not_contradict_itself(results):
+    """One cause of the whole population explains its neurons too; one of anything has no plural."""
+    for kind, fault in MATRIX:
+        found = results[kind, fault.name][2]
+        assert not any(" 1 steps" in cause.words for cause in found.causes), (kind, fault)
+        explained = {neuron for cause in found.causes for neuron in cause.neurons}
+        unknown = {d.neuron for d in found.neurons if not d.causes}
+        if any("nothing that was tried" in note for note in found.notes):
+            assert not unknown & explained, (kind, fault)
+
+
+def test_a_lost_spike_is_the_cause_and_nothing_else_is_said_of_its_neuron():
+    """u and v are right and only the spike is missing: no change of the neuron explains that."""
+    kind = "dense"
+    golden = GOLDEN[kind, False]
+    sample, step = SENT[kind]
+    lost = {"population": "h", "neuron": BUSY[kind][0], "sample": sample, "step": step}
+    with open_session(golden.program, target({"kind": "lost_spike", **lost})) as session:
+        run = session.run(golden.inputs, probe=nets.ALL)
+    found = bisect(golden.program, golden.inputs, golden.expected, run)
+    assert [cause.kind for cause in found.causes] == ["lost spike"]
+    assert (found.neurons, found.notes) == ((), ())
+
+
 @pytest.mark.parametrize("kind", nets.KINDS)
 def test_a_stale_write_is_found(kind):
     """New weights are written, the target keeps the old ones."""
@@ -223,17 +250,53 @@ def test_a_stale_write_is_found(kind):
 
 
 @pytest.mark.parametrize("kind", nets.KINDS)
-def test_a_truncated_recording_is_an_error_not_silence(tmp_path, kind):
+def test_a_truncated_recording_is_a_regression_not_silence(tmp_path, kind):
     path = tmp_path / "g.h5"
-    save_golden(path, GOLDEN[kind, False])
-    outcome, _ = check_golden(path, target({"kind": "truncated", "steps": 20}))
-    assert (outcome.status, outcome.code) == ("error", 8)
-    assert "it ends after 20 of 40 steps" in outcome.message
     golden = GOLDEN[kind, False]
-    with open_session(golden.program, target({"kind": "truncated", "steps": 20})) as session:
+    save_golden(path, golden)
+    cut = target({"kind": "truncated", "steps": 20})
+    for policies in ((), ("rate=1e9",)):
+        outcome, _ = check_golden(path, cut, policies)
+        assert (outcome.status, outcome.code) == ("regression", 1)
+        assert "ends after 20 of 40 steps" in outcome.message
+    with open_session(golden.program, cut) as session:
         run = session.run(golden.inputs, probe=nets.ALL)
-    with pytest.raises(BoardError, match="B ends after 20 of 40 steps"):
-        bisect(golden.program, golden.inputs, golden.expected, run)
+    for side, pair in {"B": (golden.expected, run), "A": (run, golden.expected)}.items():
+        found = bisect(golden.program, golden.inputs, *pair)
+        assert (found.population, found.step, found.side) == (golden.program.order[0], 20, side)
+        assert [cause.kind for cause in found.causes] == ["truncated recording"]
+        assert {moment.side for moment in found.moments if moment.step >= 20} == {"AB"[side == "A"]}
+        found.as_json()
+
+
+def test_a_fault_before_the_end_of_a_truncated_recording_is_found(tmp_path):
+    golden = GOLDEN["dense", False]
+    dead = {"kind": "dead", "population": "h", "neuron": busiest(golden, 20)}
+    with open_session(golden.program, target(dead, {"kind": "truncated", "steps": 20})) as session:
+        run = session.run(golden.inputs, probe=nets.ALL)
+    found = bisect(golden.program, golden.inputs, golden.expected, run)
+    assert found.causes[0].kind == "dead neuron"
+    assert "looked at the first 20 steps, where a recording ends" in found.notes
+
+
+def busiest(golden, steps):
+    """The neuron of h that spikes most in the first steps."""
+    return int(golden.expected.spikes["h"].first_steps(steps).counts().sum(axis=0).argmax())
+
+
+@pytest.mark.parametrize("more", [[], [{"kind": "truncated", "steps": 40}]])
+def test_what_a_fault_changes_inside_the_tolerance_is_counted(tmp_path, more):
+    golden = nets.make_golden(PROGRAMS["dense", False])
+    path = tmp_path / "g.h5"
+    save_golden(path, golden)
+    dead = {"kind": "dead", "population": "h", "neuron": busiest(golden, 40)}
+    outcome, run = check_golden(path, target(dead, *more), ["rate=1e9"])
+    differing = compare(golden.expected, run, golden.program.order).differing_spikes
+    assert differing > 1
+    fault = "2 injected faults change" if more else "1 injected fault changes"
+    assert outcome.message.startswith(f"{fault} {differing} spikes")
+    assert outcome.message.endswith("inside the tolerance")
+    assert outcome.as_json()["not_covered"] == []
 
 
 def test_a_fault_that_nothing_shows_is_called_not_covered(tmp_path):
@@ -245,7 +308,25 @@ def test_a_fault_that_nothing_shows_is_called_not_covered(tmp_path):
     save_golden(path, golden)
     outcome, _ = check_golden(path, target({"kind": "dead", "population": "h", "neuron": silent}))
     assert (outcome.status, outcome.code) == ("passed", 0)
-    assert "not covered by this input" in outcome.message
+    says = "1 injected fault changes nothing: it is not covered by this input: dead"
+    assert outcome.message.startswith(says)
+    (fault,) = outcome.as_json()["not_covered"]
+    assert (fault["kind"], fault["neuron"]) == ("dead", silent)
+    write_junit(tmp_path / "j.xml", [outcome])
+    ((case,),) = JUnitXml.fromfile(tmp_path / "j.xml")
+    stored = {found.name: found.value for found in case.child(Properties)}
+    assert json.loads(stored["not_covered"]) == [fault]
+
+
+def test_faults_that_the_golden_run_has_too_are_not_called_uncovered(tmp_path):
+    golden = GOLDEN["dense", False]
+    dead = target({"kind": "dead", "population": "h", "neuron": busiest(golden, 40)})
+    with open_session(golden.program, dead) as session:
+        run = session.run(golden.inputs, probe=golden.probe)
+    path = tmp_path / "g.h5"
+    save_golden(path, replace(golden, expected=run))
+    outcome, _ = check_golden(path, dead)
+    assert (outcome.status, outcome.message) == ("passed", "")
 
 
 def test_two_hundred_healthy_runs_raise_no_alarm(tmp_path):

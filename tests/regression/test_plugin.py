@@ -170,6 +170,57 @@ def test_a_missing_dependency_is_an_error_not_a_regression(project):
     done, cases = run(project, CHECK, "--nmtool-hw", "kapoho-point")
     assert done.returncode == 10, done.stdout
     assert all(case.is_error and not case.is_failure for case in cases)
+    assert done.stdout.count("DependencyError: target kapoho-point: ") >= 2
+    assert "board.check" not in done.stdout  # no line of the test, and no traceback
+    assert "plugin.py" not in done.stdout
+
+
+def test_golden_runs_in_folders_below_are_checked_too(project):
+    (project / "golden/sub").mkdir()
+    (project / "golden/recurrent.h5").rename(project / "golden/sub/dense.hdf5")
+    (project / "program.h5").rename(project / "golden/old.bak")
+    done, cases = run(project, CHECK)
+    assert done.returncode == 0, done.stdout
+    assert {case.name for case in cases} == {
+        "test_chip[emulator-dense]",
+        "test_chip[emulator-sub/dense]",
+    }
+    assert "passed over: golden/old.bak: found another ending" in done.stdout
+
+
+BOARD = """\
+schema: nmtool.hardware/v1
+name: {name}
+chip: loihi2
+backend: lava-loihi
+board: {{host: {host}}}
+"""
+
+
+GROUPS = """\
+def pytest_collection_modifyitems(items):
+    with open("groups", "w") as file:
+        for item in items:
+            mark = item.get_closest_marker("xdist_group")
+            print(item.callspec.params["board"], mark.args[0] if mark else "none", file=file)
+"""
+
+
+def test_the_cases_of_a_board_are_one_group_for_xdist(project):
+    """Two files of one board are one group; simulators are spread over all workers."""
+    for name, host in {"a": "10.0.0.1", "b": "10.0.0.1", "c": "10.0.0.2"}.items():
+        (project / f"{name}.yaml").write_text(BOARD.format(name=name, host=host))
+    (project / "conftest.py").write_text(GROUPS)
+    targets = [*(f"--nmtool-hw={name}.yaml" for name in "abc"), "--nmtool-hw=emulator"]
+    done, _ = run(project, "def test_a(board): pass\n", *targets, "--strict-markers")
+    assert done.returncode == 0, done.stdout
+    groups = dict(line.split(" ", 1) for line in (project / "groups").read_text().splitlines())
+    assert groups == {
+        "a.yaml": "host 10.0.0.1",
+        "b.yaml": "host 10.0.0.1",
+        "c.yaml": "host 10.0.0.2",
+        "emulator": "none",
+    }
 
 
 def test_a_folder_without_golden_runs_is_not_green(project):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import regression_networks as nets
 
 from nmtool.backends.locks import BoardLock, describe, holder, lock_folder
 from nmtool.errors import BoardUnavailable, WriteError
@@ -36,11 +37,32 @@ def other():
         child.kill()
 
 
+@pytest.fixture
+def other_worker(monkeypatch):
+    """A worker of a pytest-xdist session that holds 10.0.0.1."""
+    env = {
+        **os.environ,
+        "PYTEST_XDIST_TESTRUNUID": "session-1",
+        "PYTEST_XDIST_WORKER": "gw3",
+        "PYTEST_CURRENT_TEST": "test_chip.py::test_a (call)",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    ) as child:
+        assert child.stdout.readline() == "held\n"
+        yield child
+        child.kill()
+
+
 def test_a_lock_is_held_until_it_is_released(folder):
     lock = BoardLock("10.0.0.1")
     found = holder("10.0.0.1")
     assert found["pid"] == os.getpid()
-    assert set(found) == {"user", "pid", "host", "since", "command"}
+    assert set(found) == {"user", "pid", "host", "since", "command", "session"}
     with pytest.raises(BoardUnavailable, match=rf"board 10\.0\.0\.1: held by .*{os.getpid()}"):
         BoardLock("10.0.0.1")
     BoardLock("10.0.0.2").release()
@@ -48,6 +70,45 @@ def test_a_lock_is_held_until_it_is_released(folder):
     lock.release()
     assert holder("10.0.0.1") is None
     BoardLock("10.0.0.1").release()
+
+
+@pytest.mark.parametrize("own", ["session-1", "session-2", None])
+def test_workers_of_one_session_take_turns(other_worker, monkeypatch, own):
+    """The holder lets go once it has been asked to; only its siblings wait for that."""
+    if own is None:
+        monkeypatch.delenv("PYTEST_XDIST_TESTRUNUID", raising=False)
+    else:
+        monkeypatch.setenv("PYTEST_XDIST_TESTRUNUID", own)
+    if own != "session-1":
+        with pytest.raises(BoardUnavailable, match=r"held by .*pytest gw3 test_chip\.py::test_a"):
+            BoardLock("10.0.0.1", turn=60.0)
+        return
+    monkeypatch.setattr("time.sleep", lambda _: other_worker.stdin.close())
+    BoardLock("10.0.0.1", turn=60.0).release()
+
+
+def test_a_target_waits_its_turn_as_long_as_a_run_may_take(tmp_path, monkeypatch):
+    from nmtool.backends.lava import loihi
+    from nmtool.chip import load_hardware
+
+    def taken(*arguments):
+        raise BoardUnavailable(repr(arguments))
+
+    monkeypatch.setattr(loihi, "loihi_missing", lambda: None)
+    monkeypatch.setattr(loihi, "BoardLock", taken)
+    (tmp_path / "mine.yaml").write_text(
+        "schema: nmtool.hardware/v1\nname: mine\nchip: loihi2\nbackend: lava-loihi\n"
+        "board: {host: 10.0.0.1}\ntimeouts: {run: 7s, lock: 3s}\n"
+    )
+    backend = loihi.LavaLoihiBackend(load_hardware(str(tmp_path / "mine.yaml")))
+    with pytest.raises(BoardUnavailable, match=r"\('10\.0\.0\.1', 3\.0, 7\.0\)"):
+        backend.open(nets.make_program("dense"))
+
+
+def test_a_turn_that_never_comes_is_given_up(other_worker, monkeypatch):
+    monkeypatch.setenv("PYTEST_XDIST_TESTRUNUID", "session-1")
+    with pytest.raises(BoardUnavailable, match=r"still after 0\.2 s"):
+        BoardLock("10.0.0.1", turn=0.2)
 
 
 def test_another_process_is_named_and_its_death_frees_the_board(other):

@@ -74,7 +74,7 @@ class LavaLoihiBackend:
         timeouts = self.hardware.timeouts
         # SLURM gives a node to one job at a time: there the job is the lock.
         host = self.board.host
-        lock = None if host is None else BoardLock(host, timeouts.lock)
+        lock = None if host is None else BoardLock(host, timeouts.lock, timeouts.run)
         try:
             require_board(self.hardware.name, self.board, timeouts.board)
             return LavaLoihiSession(program, self, lock)

@@ -241,6 +241,7 @@ class LavaSimSession(ManagedSession):
             batch.n_steps,
             wall,
             {
+                "input_sha256": batch.sha256,
                 "lava": result.versions,
                 "current_overflow": self._overflow,
                 "models": result.models,
