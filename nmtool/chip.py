@@ -735,12 +735,23 @@ def load_hardware(name: str, overrides: Sequence[str] = ()) -> HardwareConfig:
     """
     path = _find(name, "targets", None)
     document = yamlio.read(path, overrides)
+    if isinstance(document.data, dict) and document.data.get("schema") == "nmtool.chip/v1":
+        raise ConfigError(
+            f"{path}: found a chip, allowed a target; name it with one: --hw emulator "
+            f"-s hw.chip={name}"
+        )
     config = yamlio.validate(document, HardwareConfig)
     if ("chip",) in document.marks:
         found = _named_chip(document, "chip", config.chip, path.parent)
     else:
         found = _overriding_chip(config.chip)
-    read_chip(found)
+    cores = read_chip(found).cores
+    if config.cores_per_chip is not None and config.cores_per_chip > cores:
+        where = ":".join(map(str, document.where(("cores_per_chip",))))
+        raise ConfigError(
+            f"{path}:{where}: cores_per_chip: found {config.cores_per_chip}, allowed 1 to {cores}, "
+            f"the cores of {config.chip}"
+        )
     return config.model_copy(update={"chip": str(found)}) if _is_path(config.chip) else config
 
 

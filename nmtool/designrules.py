@@ -67,7 +67,8 @@ RULES: dict[str, Rule] = {
     ),
     "NM-FIT-022": Rule(
         "The sources of one neuron fit a core's input axons.",
-        "use fewer sources: a layer between, pooling, or a sparser projection",
+        "use fewer sources: a layer between, pooling, or the source population in two (on Loihi 2 "
+        "every source of a projection counts, also one without a synapse there; inferred)",
     ),
     "NM-FIT-023": Rule(
         "The cores that one neuron sends to fit a core's output axons.",
@@ -95,7 +96,9 @@ RULES: dict[str, Rule] = {
         "change the placement, or leave it out",
     ),
     "NM-FIT-040": Rule(
-        "A program keeps to its budget.", "make the network smaller, or the budget larger"
+        "A program keeps to its budget.",
+        "make the network smaller, or the budget larger; slices share cores where a target has "
+        "few (-s hw.cores_per_chip=N)",
     ),
     "NM-FIT-050": Rule(
         "A convolution's source is not wider than one spike address counts.",

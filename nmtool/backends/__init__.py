@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nmtool.backends.base import (
     Backend,
     Probe,
@@ -148,7 +150,8 @@ def check_target(program: Program, hardware: HardwareConfig) -> None:
     site = _site(program, hardware)
     held = chip.documented() if program.provenance.get("limits") == "documented" else chip
     placed = held_against(program.network, held, program.placement, site)
-    rules.refuse([*rules.registers(program.network, chip), *placed])
+    again = [replace(violation, advice="compile it again for this chip") for violation in placed]
+    rules.refuse([*rules.registers(program.network, chip), *again])
     if hardware.weight_bits is None:
         return
     for name, projection in program.network.projections.items():

@@ -273,12 +273,13 @@ class Outputs:
 
 
 def _target(name: str, options: Options) -> tuple[HardwareConfig | None, ChipSpec]:
-    """A target and its chip, or a chip alone."""
+    """A target and its chip, or a chip alone; a chip with overrides is the emulator's."""
     overrides = options.hardware_overrides()
     if is_chip(name):
-        if overrides:
-            raise UsageError(f"-s hw.{overrides[0]}: {name} is a chip, allowed for targets")
-        return None, load_chip(name)
+        if not overrides:
+            return None, load_chip(name)
+        hardware = load_hardware("emulator", [f"chip={name}", *overrides])
+        return hardware, load_chip(hardware.chip)
     if "/" not in name and not name.endswith((".yaml", ".yml")):
         _check_name(name)
     hardware = load_hardware(name, overrides)

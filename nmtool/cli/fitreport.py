@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nmtool.chip import UNLIMITED, ChipSpec
+from nmtool.chip import DOCUMENTED, UNLIMITED, ChipSpec
 from nmtool.cli.common import table
 from nmtool.cli.parameters import bounds_table, errors_table, registers_table
 from nmtool.compiler import Fit, Program
@@ -34,6 +34,7 @@ class LayerRow:
     Cores and memory are those of the whole layer, shares and axons those of its fullest core.
     ``error`` is the rms error of the weights relative to the rms of the weights on the chip; None
     where nothing was quantised. ``first_step``: None for a layer that no input reaches.
+    ``counting``: documented or inferred, of the formulas of memory and axons.
     """
 
     layer: str
@@ -48,6 +49,7 @@ class LayerRow:
     weight_format: str
     error: float | None
     first_step: int | None
+    counting: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,7 @@ class Report:
             "; ".join(words) or "none",
             weight_error(self.program, name),
             layer.first_step,
+            self.counting,
         )
 
     def _share(self, synapse_bits: int) -> float | None:
@@ -100,6 +103,12 @@ class Report:
         """Weights that are stored; the kernels of a convolution once."""
         projections = self.program.network.projections.values()
         return sum(p.weight_mantissa.size for p in projections)
+
+    @property
+    def counting(self) -> str:
+        """How sure the formulas are that memory and axons are counted by: documented, inferred."""
+        standings = {self.chip.facts[key].standing for key in ("synapse_memory", "axons")}
+        return "documented" if standings <= set(DOCUMENTED) else "inferred"
 
     def text(self, verbose: bool) -> str:
         """One screen; ``verbose`` adds every parameter and the bounds of the states."""
@@ -123,6 +132,7 @@ class Report:
             ("Program", program.fingerprint, ""),
             ("Chip", program.chip + only, ""),
             ("Limits", known, ""),
+            ("Memory and axons", f"by {self.counting} formulas (docs/fit.md)", ""),
             ("Board", board, ""),
             ("Sample", program.reset.n_steps, f"steps, reset held {program.reset.hold} between"),
             ("Latency", program.latency, "steps from the first input to the first output spike"),
@@ -221,6 +231,7 @@ class Report:
             "fingerprint": program.fingerprint,
             "chip": program.chip,
             "limits": self.limits,
+            "counting": self.counting,
             "latency": program.latency,
             "reset": asdict(program.reset),
             "layers": [asdict(row) for row in self.rows],

@@ -141,6 +141,8 @@ def lay_out(
     Returns the placement, what it takes, and the rules that do not hold; without a placement where
     there is none.
     """
+    if site.placement is None and (violation := _too_many_neurons(network, chip, site)):
+        return (), None, [violation]
     costs = Costs.of(network, chip, site.probed)
     if site.placement is not None:
         return _given(costs, site, site.placement)
@@ -165,6 +167,17 @@ def lay_out(
     )
     hops = spike_hops(flow, placement, chip, _basis(site))
     return placement, _fit(costs, site, boxes, placement, hops), []
+
+
+def _too_many_neurons(network: QuantizedNetwork, chip: ChipSpec, site: Site) -> Violation | None:
+    """A network that not even full cores could hold: known without cutting anything."""
+    room = chip.neurons_per_core
+    cores = site.cores_of(chip)
+    needed = -(-sum(p.size for p in network.populations.values()) // room)
+    if needed <= cores * site.chips:
+        return None
+    layers = [(name, -(-p.size // room)) for name, p in network.populations.items()]
+    return too_many_cores(needed, cores, site.chips, layers, chip, "at least ")
 
 
 def _given(

@@ -65,7 +65,12 @@ def unsplittable(problem: Unsplittable, chip: ChipSpec) -> list[Violation]:
 
 
 def too_many_cores(
-    needed: int, cores: int, chips: int, layers: Sequence[tuple[str, int]], chip: ChipSpec
+    needed: int,
+    cores: int,
+    chips: int,
+    layers: Sequence[tuple[str, int]],
+    chip: ChipSpec,
+    how: str = "",
 ) -> Violation:
     """A network of more slices than there are cores; ``layers`` counts the cores of each."""
     most = sorted(layers, key=lambda layer: -layer[1])[:3]
@@ -74,7 +79,7 @@ def too_many_cores(
     return Violation(
         "NM-FIT-030",
         "network",
-        f"{needed} cores needed (most by {largest})",
+        f"{how}{needed} cores needed (most by {largest})",
         f"{cores * chips} ({chips} x {cores})",
         basis,
     )

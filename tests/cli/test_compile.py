@@ -248,7 +248,7 @@ def test_what_does_not_fit_says_what_would(nmtool, folder, chip, hardware, uncha
         done = nmtool("compile", "run", "--hw", board, "-o", "p.h5")
     assert done.code == 5
     (line,) = done.err.splitlines()
-    assert "NM-FIT-030 network: found 8 cores needed (most by hidden 4, output 4)" in line
+    assert "NM-FIT-030 network: found at least 8 cores needed (most by hidden 4, output 4)" in line
     assert "use a board of 3 chips (chips: 3)" in line
     two, three = ("-s", "hw.chips=2"), ("-s", "hw.chips=3")
     assert nmtool("compile", "run", "--hw", board, "-o", "p.h5", *two).code == 5
@@ -387,3 +387,39 @@ def test_a_recording_of_something_else_is_refused(nmtool, folder, rasters, uncha
     done = nmtool(*other, "odd.h5")
     assert done.code == 6
     assert "found 20 neurons of hidden, the network has 16" in done.err
+
+
+def test_a_network_of_too_many_neurons_is_refused_before_it_is_cut(nmtool, folder, chip, hardware):
+    board = hardware(chip=chip("cores: 2, neurons_per_core: 4".replace(", ", "\n")))
+    done = nmtool("compile", "run", "--hw", board, "-o", "p.h5")
+    assert done.code == 5
+    assert re.search(r"NM-FIT-030 network: found at least \d+ cores needed", done.err)
+
+
+def test_a_chip_takes_the_overrides_of_a_target(nmtool, folder):
+    done = nmtool("compile", "run", "--hw", "loihi1", "-s", "hw.chips=2", "-o", "p.h5", "--json")
+    assert done.code == 0, done.err
+    assert done.json["chip"] == "loihi1"
+    assert done.json["fit"]["cores_available"] == 256
+
+
+def test_more_cores_than_the_chip_has(nmtool, folder):
+    done = nmtool(*COMPILE, "-s", "hw.cores_per_chip=121")
+    assert done.code == 3
+    assert "cores_per_chip: found 121, allowed 1 to 120" in done.err
+
+
+def test_a_chip_file_is_no_target(nmtool, folder, chip):
+    file = chip("cores: 100")
+    done = nmtool("deploy", "run/program.h5", "--hw", file)
+    assert done.code == 3
+    assert f"found a chip, allowed a target; name it with one: --hw emulator -s hw.chip={file}" in (
+        done.err
+    )
+
+
+@pytest.mark.parametrize(("hw", "standing"), [("loihi1", "documented"), ("loihi2", "inferred")])
+def test_inferred_formulas_are_called_so(nmtool, folder, hw, standing):
+    done = nmtool("compile", "run", "--hw", hw, "-o", "p.h5", "--csv", "t.csv")
+    assert f"by {standing} formulas" in done.out
+    assert all(line.endswith(standing) for line in (folder / "t.csv").read_text().split("\n")[1:-1])

@@ -87,7 +87,7 @@ def test_another_option_is_another_program(nmtool, folder, store, compiles, chan
         "schema: nmtool.hardware/v1\nname: emulator\nchip: loihi2\nbackend: emulator\n"
     )
     (folder / "other.yaml").write_text(
-        "schema: nmtool.chip/v1\nname: loihi2\nextends: loihi2\nprofiles_per_core: 7\n"
+        "schema: nmtool.chip/v1\nname: other\nextends: loihi2\nprofiles_per_core: 7\n"
     )
     base = ["compile", "run", "--hw", "emulator.yaml", "-o", "p.h5", "--force"]
     assert nmtool(*base, "--placement-out", "found.yaml").code == 0
