@@ -243,7 +243,9 @@ def test_as_many_slices_as_cores(chip, base):
     held = chip(base, cores=3, neurons_per_core=2, synapse_bits_per_core=1024)
     assert compile_program(chain(held, 1, 6), held).fit.cores == 3
     (line,) = refused(chain(held, 1, 7), held)
-    assert line.startswith("NM-FIT-030 network: found at least 4 cores needed (most by a 4), allowed 3")
+    assert line.startswith(
+        "NM-FIT-030 network: found at least 4 cores needed (most by a 4), allowed 3"
+    )
     assert compile_program(chain(held, 1, 7), held, site=Site(chips=2)).fit.chips == 2
 
 
