@@ -27,7 +27,6 @@ from nmtool.cli import VERBS
         (["compile", "run", "--hw", "reference", "--timeout", "0s"], "more than 0"),
         (["compile", "run", "--hw", "reference", "-s", "train.epochs=1"], "hw.KEY=VALUE"),
         (["deploy", "run/program.h5", "--hw", "reference", "-s", "seed=1"], "hw.KEY=VALUE"),
-        (["compile", "run", "--hw", "loihi2", "-s", "hw.weight_bits=4"], "loihi2"),
         (["train", "experiment.yaml", "-s", "hw.backend=reference"], "train has no target"),
         (["finetune", "run", "--hw", "reference", "-s", "train.epochs=1"], "finetune.KEY=VALUE"),
         (["compare", "reference", "loihi2-faulty"], "--program"),
