@@ -41,12 +41,13 @@ def _cache_of_its_own(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NMTOOL_CACHE", str(tmp_path_factory.getbasetemp() / name))
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Side by side, tests stay with their file, and all that run Lava stay with each other.
 
     What they look for after a run, segments of shared memory among it, is the machine's.
     """
     for item in items:
-        group = "lava" if item.get_closest_marker("lava") else str(item.path)
+        runs_lava = item.get_closest_marker("lava") or item.path.parent.name == "lava"
+        group = "lava" if runs_lava else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))

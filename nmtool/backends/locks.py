@@ -138,9 +138,12 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 def _sibling(found: Mapping[str, Any]) -> bool:
-    """Whether a holder is another worker of this process's pytest-xdist session."""
+    """Whether a holder is another worker of this process's pytest-xdist session, or may be.
+
+    A holder that is just taking the lock or giving it back has not said who it is.
+    """
     session = os.environ.get(SESSION)
-    return session is not None and found.get("session") == session
+    return session is not None and found.get("session", session) == session
 
 
 def _file_name(board: str) -> str:

@@ -439,7 +439,7 @@ class PlacedSession(ManagedSession):
             voltage={n: self._states(n, found.voltage) for n in probes.get("voltage", ())},
             fingerprint=self.program.fingerprint,
             wall_time=time.monotonic() - started,
-            provenance=self._facts(found),
+            provenance={**self._facts(found), "input_sha256": batch.sha256},
         )
 
     def _entering(self, trains: Mapping[str, SpikeTrain]) -> dict[str, SpikeTrain]:

@@ -1,6 +1,7 @@
 """Exit 2 and what surrounds it: options, overrides, environment variables, quiet, dry runs."""
 
 import json
+import re
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_a_dry_run_looks_for_the_output_too(nmtool, folder, unchanged, arguments
     with unchanged(folder):
         done = nmtool(*arguments, "--dry-run")
     assert done.code == 2, done
-    assert "exists already; use --force" in done.err
+    assert re.search(r"exists already[;,]", done.err)
 
 
 def test_explain_writes_nothing_and_needs_no_place(nmtool, folder, unchanged):
