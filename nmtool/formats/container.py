@@ -108,7 +108,11 @@ def write_container(path: Path, container: Container) -> None:
         file.attrs["schema"] = container.schema
         file.create_dataset("header", data=np.frombuffer(header, dtype=np.uint8))
         for name, array in container.arrays.items():
-            options = {"compression": "gzip", "shuffle": True} if array.size > 64 else {}
+            options = (
+                {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+                if array.size > 64
+                else {}
+            )
             file.create_dataset(f"arrays/{name}", data=_stored(array), track_times=False, **options)
     content = image.getvalue()[_BLOCK:]
     with writing(path) as temporary, temporary.open("wb") as target:
