@@ -156,18 +156,26 @@ def gone():
 
 @pytest.fixture
 def nothing_left():
-    """Fails if /dev/shm or the open file descriptors are not as before the test."""
+    """Fails if something new stays in /dev/shm, or open file descriptors are not as before.
 
-    def state():
-        shm, fds = Path("/dev/shm"), Path("/proc/self/fd")
-        return (
-            {path.name for path in shm.iterdir()} if shm.is_dir() else set(),
-            len(list(fds.iterdir())) if fds.is_dir() else 0,
-        )
+    Other tests of this machine may run Lava at the same time: what they have there goes away.
+    """
+    shm, fds = Path("/dev/shm"), Path("/proc/self/fd")
 
-    before = state()
+    def segments():
+        return {path.name for path in shm.iterdir()} if shm.is_dir() else set()
+
+    def handles():
+        return len(list(fds.iterdir())) if fds.is_dir() else 0
+
+    before, open_before = segments(), handles()
     yield
-    assert state() == before
+    assert handles() == open_before
+    new = segments() - before
+    deadline = time.monotonic() + 60
+    while new & segments() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not new & segments()
 
 
 @pytest.fixture(scope="module")
