@@ -109,6 +109,7 @@ class Sparse:
             raise ConfigError(
                 f"sparse: found weights of shape {weight.shape}, allowed {self.weight.shape}"
             )
+        _ = self._by_target  # sorted once for all copies
         other = copy(self)
         object.__setattr__(other, "weight", weight)
         return other

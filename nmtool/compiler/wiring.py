@@ -285,7 +285,8 @@ class Window:
 class Listed:
     """Single synapses: of a sparse matrix, or of a chain of several operations.
 
-    ``source`` and ``target`` are sorted by target.
+    ``source`` and ``target`` are sorted by target. ``seen`` keeps what was counted of a box, for
+    other weight bits too.
     """
 
     source: IntArray
@@ -293,6 +294,7 @@ class Listed:
     shapes: tuple[Shape, Shape]
     weight_bits: int
     delay: int
+    seen: dict[Box, IntArray] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -311,7 +313,7 @@ class Listed:
         if index is None:
             return _TOO_MUCH
         bits = (weight_bits or self.weight_bits) + index + delay_bits(self.delay, memory)
-        lengths = np.bincount(self._rows(box))
+        lengths = self._lengths(box)
         return int((lengths * row_bits(np.arange(lengths.size), bits, memory)).sum())
 
     def input_axons(self, box: Box, chip: ChipSpec) -> int:
@@ -336,6 +338,12 @@ class Listed:
     def sent(self, source: Box, chip: ChipSpec) -> int:
         """One for each neuron."""
         return count(source)
+
+    def _lengths(self, box: Box) -> IntArray:
+        """How many rows have no synapse into a box, one, two, ..."""
+        if box not in self.seen:
+            self.seen[box] = np.bincount(self._rows(box))
+        return self.seen[box]
 
     def _rows(self, box: Box) -> IntArray:
         """Synapses of every source into a box."""
