@@ -19,7 +19,7 @@ demo: $(READY)
 	$(BIN)/python examples/digits/demo.py --force
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

@@ -1,6 +1,7 @@
 """How long compiling takes and how much memory, against the number of synapses.
 
-    python benchmarks/compile_scale.py [--json] [--output FILE.json] [--plot FILE.png] [--quick]
+    python benchmarks/compile_scale.py [--json] [--markdown] [--output FILE.json] [--plot FILE.png]
+        [--quick]
 
 Every network is compiled (quantised, checked, cut, placed) for eight Loihi 2 chips in a process of
 its own, whose peak memory counts all that it holds. Seconds are those of the processor, for nothing
@@ -59,7 +60,7 @@ def main() -> int:
     for kind, sizes in SIZES.items():
         for size in sizes[:3] if arguments.quick else sizes:
             rows.append(_in_a_process(kind, size))
-            if not arguments.json:
+            if not (arguments.json or arguments.markdown):
                 print(_line(rows[-1]), flush=True)
     exponents = {}
     if not arguments.quick:
@@ -73,6 +74,8 @@ def main() -> int:
         plot(document, arguments.plot)
     if arguments.json:
         print(json.dumps(document, indent=2))
+    elif arguments.markdown:
+        print("\n".join(markdown(document)))
     else:
         for kind, value in exponents.items():
             print(f"{kind}: time grows as synapses^{value:.2f}")
@@ -84,6 +87,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/fit.md")
     parser.add_argument("--output", type=Path, help="write the results to this file")
     parser.add_argument("--plot", type=Path, help="draw time and memory to this file")
     parser.add_argument("--quick", action="store_true", help="the three smallest of each kind")
@@ -143,6 +147,26 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['name']:40} {row['neurons']:9,} neurons  {row['cores']:4} cores  "
         f"{row['seconds']:7.2f} s  {row['gigabytes']:5.2f} GB"
     )
+
+
+def markdown(document: dict[str, Any]) -> Iterator[str]:
+    """The tables of placement and of time as they stand in docs/fit.md."""
+    heads = ("network", "chip", "cores", "nmtool", "in order", "random")
+    yield f"| {' | '.join(heads)} | chip crossings: nmtool | in order |"
+    yield "|---" * 8 + "|"
+    hops = ("cores", "hops", "in_order", "random", "crossings", "crossings_in_order")
+    for row in document["placements"]:
+        cells = (row["network"], row["chip"], *(f"{row[key]:,.0f}" for key in hops))
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield "| network | neurons | cores | time | memory |"
+    yield "|---" * 5 + "|"
+    for row in (row for row in document["results"] if row["synapses"] >= LARGE):
+        measured = f"{row['seconds']:.2f} s | {row['gigabytes']:.2f} GB"
+        yield f"| {row['name']} | {row['neurons']:,} | {row['cores']} | {measured} |"
+    if grows := [f"{slope:.2f} ({kind})" for kind, slope in document["exponents"].items()]:
+        yield ""
+        yield f"Time grows as the synapses to the power of {', '.join(grows)}."
 
 
 # Networks
@@ -205,6 +229,10 @@ KINDS: dict[str, Callable[[int], tuple[Network, int]]] = {
 # Placement
 
 
+FILES = {"MNIST 784-512-512-10": "mnist.net", "PilotNet": "gts/pilotnet_lif/network.net"}
+"""Networks in the wheel of lava-dl."""
+
+
 def placements() -> Iterator[dict[str, Any]]:
     """Spike-hops of nmtool's placement, of cores in order, and of random ones (20 seeds)."""
     wheel = Path(sysconfig.get_paths()["purelib"]) / "tests/lava/lib/dl/netx"
@@ -214,8 +242,8 @@ def placements() -> Iterator[dict[str, Any]]:
         ("sparse, 240,000 synapses", small, "loihi1"),
         ("sparse, 10,000,000 synapses", large, "loihi2"),
     ]
-    for name in ("mnist.net", "gts/pilotnet_lif/network.net"):
-        loaded = nmtool.load(wheel / name, chip="loihi2")
+    for name, file in FILES.items():
+        loaded = nmtool.load(wheel / file, chip="loihi2")
         assert isinstance(loaded, QuantizedNetwork)
         cases += [(name, loaded, chip) for chip in ("loihi1", "loihi2", "loihi2-2022")]
     for name, network, chip in cases:

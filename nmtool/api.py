@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nmtool.backends import Session, open_session
-from nmtool.chip import HardwareConfig, load_chip, load_hardware
+from nmtool.chip import ChipSpec, HardwareConfig, chip_called, load_chip, load_hardware
 from nmtool.compiler import Program, Site, compile_program
-from nmtool.compiler.budget import Budget, check_budget
+from nmtool.compiler.budget import Budget, check_budget, most_cores
 from nmtool.errors import ConfigError
 from nmtool.formats import save, unpack
 from nmtool.formats.artifacts import Artifact
@@ -65,7 +66,7 @@ def quantize(
 
 def compile(
     network: Network | QuantizedNetwork,
-    chip: str = "loihi2",
+    chip: str | None = None,
     weight_bits: int | None = None,
     steps: int | None = None,
     site: Site | HardwareConfig | None = None,
@@ -76,28 +77,58 @@ def compile(
 
     ``steps`` is the length of a sample: that of the network's encoding unless given, else 32.
     ``site`` says how many chips and cores there are, what is probed, and what is known of spikes
-    and placement (:class:`nmtool.compiler.Site`, or a target that has these; else one whole chip).
+    and placement (:class:`nmtool.compiler.Site`; else one whole chip), or is a target, which also
+    has the chip and the weight bits. Without either the chip is loihi2.
     With ``limits="documented"`` what was merely inferred about the chip limits nothing.
-    ``budget`` is what the program may take at most, such as ``{"cores": 24, "latency": 8}``.
+    ``budget`` is what the program may take at most, such as ``{"cores": 24, "latency": 8}``; slices
+    share cores to keep to its cores.
 
     Raises:
         FitError: a value or a network that the chip cannot hold, or that exceeds its budget.
-        ConfigError: an unknown chip, limits, or probed population, or no network.
+        ConfigError: an unknown chip, limits, or probed population, another chip or more weight
+            bits than the target has, or no network.
         UsageError: a key that no budget has.
         ArtifactError: a QuantizedNetwork made for another chip.
     """
     _require("compile", network, Network, QuantizedNetwork)
-    chip_spec = load_chip(_name("compile: chip", chip))
+    target = site if isinstance(site, HardwareConfig) else None
+    chip_spec = _chip_for(chip, target)
     if limits not in ("all", "documented"):
         raise ConfigError(f"compile: found the limits {limits!r}, allowed all, documented")
     if limits == "documented":
         chip_spec = chip_spec.documented()
-    if isinstance(site, HardwareConfig):
-        site = Site.of(site, network.populations)
+    if target:
+        weight_bits = _bits_for(weight_bits, target)
+    place = Site.of(site, network.populations) if isinstance(site, HardwareConfig) else site
+    place = replace(place or Site(), core_budget=most_cores(budget or {}))
     facts = {"limits": limits}
-    program = compile_program(network, chip_spec, weight_bits, steps, facts, site)
+    program = compile_program(network, chip_spec, weight_bits, steps, facts, place)
     check_budget(program, budget or {})
     return program
+
+
+def _chip_for(name: str | None, target: HardwareConfig | None) -> ChipSpec:
+    """The chip to compile for: the one that is named, which has to be the target's."""
+    if name is None:
+        return load_chip(target.chip if target else "loihi2")
+    chip = load_chip(_name("compile: chip", name))
+    if target and (own := load_chip(target.chip)).name != chip.name:
+        raise ConfigError(
+            f"compile: found the chip {chip.name} and the target {target.name}, which has "
+            f"{own.name}, allowed one chip; leave chip out"
+        )
+    return chip
+
+
+def _bits_for(bits: int | None, target: HardwareConfig) -> int | None:
+    """The weight bits to compile with: no more than the target stores."""
+    most = target.weight_bits
+    if bits is not None and most is not None and bits > most:
+        raise ConfigError(
+            f"compile: found weight_bits {bits}, allowed up to {most}, which the target "
+            f"{target.name} stores"
+        )
+    return most if bits is None else bits
 
 
 def open(program: Program | str | Path, hw: str | HardwareConfig = "emulator") -> Session:
@@ -116,12 +147,20 @@ def open(program: Program | str | Path, hw: str | HardwareConfig = "emulator") -
     return open_session(loaded, named)
 
 
-def export(network: QuantizedNetwork | Program, path: str | Path, format: str = "netx") -> Export:
+def export(
+    network: QuantizedNetwork | Program,
+    path: str | Path,
+    format: str = "netx",
+    chip: str | None = None,
+) -> Export:
     """Write a file for other tools, read it back, and compare spikes on random input.
+
+    ``chip`` is the file of the chip that the network was quantised for, if nmtool ships none of
+    its name.
 
     Raises:
         UnsupportedError: something that the format cannot say, with its name.
-        ConfigError: an unknown format, or no quantised network or Program.
+        ConfigError: an unknown format or chip, or no quantised network or Program.
         CheckFailed: what was read back gives other spikes; no file is left.
         WriteError: it cannot be written.
     """
@@ -129,7 +168,8 @@ def export(network: QuantizedNetwork | Program, path: str | Path, format: str = 
         raise ConfigError(f"export: found the format {format!r}, allowed netx")
     _require("export", network, QuantizedNetwork, Program)
     quantized = network.network if isinstance(network, Program) else network
-    return export_netx(quantized, Path(path), load_chip(quantized.chip))
+    own = chip_called(quantized.chip, chip, 'chip="FILE.yaml"')
+    return export_netx(quantized, Path(path), load_chip(own))
 
 
 _HINTS: dict[str, Callable[[object], str]] = {

@@ -118,8 +118,8 @@ class SynapseMemory(Strict):
     words, one sum for every ``block`` synapses (null: all at once). Single synapses take the
     smallest index of ``sparse_index_bits`` that counts their targets (null: ``index_bits``).
     Kernels are ``rows``, one for every pattern of targets, or ``shared``: one row for every weight
-    of a channel, its outputs in powers of two, with ``kernel_header_bits``. With ``delays`` a
-    synapse also stores its delay.
+    of a channel, its outputs in powers of two from ``kernel_channels_min``, with
+    ``kernel_header_bits``. With ``delays`` a synapse also stores its delay.
     """
 
     word_bits: Annotated[int, Field(ge=1, le=1 << 12)]
@@ -129,6 +129,7 @@ class SynapseMemory(Strict):
     sparse_index_bits: Annotated[list[Bits], Field(min_length=1, max_length=16)] | None
     kernels: Literal["rows", "shared"]
     kernel_header_bits: Bits
+    kernel_channels_min: Count = 1
     delays: bool
 
 
@@ -136,12 +137,16 @@ class Axons(Strict):
     """How axons are counted.
 
     ``discrete``: an input axon for every source neuron that reaches a core, an output axon for
-    every neuron and core that it reaches. ``shared``: a convolution has one input axon for each of
+    every neuron and core that it reaches; the channels of one place that feed a convolution share
+    one, which takes ``per_place`` output axons, and places whose first targets lie in the same
+    stretch of ``base_targets`` share rows. ``shared``: a convolution has one input axon for each of
     its strides in x, a neuron one entry of the axon map for each projection, and the channels of
     one place that feed a convolution share one for every power of two in their number.
     """
 
     kind: Literal["discrete", "shared"]
+    per_place: Count = 1
+    base_targets: Count = 1
 
 
 CostEvent = Literal[
@@ -234,6 +239,7 @@ class ChipFile(ChipHeader):
     threshold_profiles_per_core: Fact[Count | None]
     synapse_formats_per_core: Fact[Count | None]
     delay_slots_per_core: Fact[Count | None]
+    delay_slots_min: Fact[Count | None]
     memory_words_per_core: Fact[Count | None]
     split_synapse_bits: Fact[Count | None]
     split_weight_bits: Fact[Annotated[int, Field(ge=1, le=8)] | None]
@@ -303,7 +309,8 @@ class ChipSpec:
     Slices of a population are filled up to ``split_synapse_bits``, reckoned with weights of
     ``split_weight_bits`` (None: their own), below what a core holds. ``slice_widths``: any; powers
     of two along the x of convolutions; or, with ``halves``, also half as many channels, and
-    neurons of other populations, until they fit. ``mesh`` counts tiles (x, y).
+    neurons of other populations, until they fit. ``mesh`` counts tiles (x, y). A neuron takes
+    ``delay_slots_min`` accumulator slots or more (None: as many as its delays).
     """
 
     name: str
@@ -316,6 +323,7 @@ class ChipSpec:
     threshold_profiles_per_core: int
     synapse_formats_per_core: int
     delay_slots_per_core: int
+    delay_slots_min: int | None
     memory_words_per_core: int
     split_synapse_bits: int
     split_weight_bits: int | None
@@ -592,6 +600,25 @@ def load_chip(name: str, relative_to: Path | None = None) -> ChipSpec:
         ConfigError: unknown name, or a file that is missing or wrong.
     """
     return read_chip(_find(name, "chips", relative_to))
+
+
+def chip_called(name: str, given: str | None, option: str) -> str:
+    """What a target calls the chip of a name: ``given``, a name or file, if it is that chip.
+
+    Programs know the names of their chips, not the files of those that nmtool does not ship.
+    ``option`` is how such a file is given, for the error.
+
+    Raises:
+        ConfigError: neither ``given`` nor a shipped chip has this name.
+    """
+    if given is not None and load_chip(given).name == name:
+        return given
+    if name in shipped("chips"):
+        return name
+    raise ConfigError(
+        f"chip {name}: found no shipped chip of this name, allowed {', '.join(shipped('chips'))}; "
+        f"name the file of yours: {option}"
+    )
 
 
 def read_chip(path: Path, overrides: Sequence[str] = ()) -> ChipSpec:

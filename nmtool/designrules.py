@@ -97,8 +97,7 @@ RULES: dict[str, Rule] = {
     ),
     "NM-FIT-040": Rule(
         "A program keeps to its budget.",
-        "make the network smaller, or the budget larger; slices share cores where a target has "
-        "few (-s hw.cores_per_chip=N)",
+        "make the network smaller, or the budget larger",
     ),
     "NM-FIT-050": Rule(
         "A convolution's source is not wider than one spike address counts.",

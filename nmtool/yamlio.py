@@ -6,12 +6,14 @@ says each thing once, and a file from somebody else can neither run code nor exp
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -131,6 +133,11 @@ class _Composer(Composer):
 
 def parse(text: str, path: str) -> Document:
     """Parse YAML text into a Document; problems of form are raised as one ConfigError."""
+    return copy.deepcopy(_parsed(text, path))
+
+
+@lru_cache(maxsize=32)  # one command looks at the file of a chip several times
+def _parsed(text: str, path: str) -> Document:
     document = Document(path)
     if directive := _DIRECTIVE.match(text):
         row = text.count("\n", 0, directive.end()) + 1
@@ -278,12 +285,25 @@ def validate(document: Document, model: type[Model]) -> Model:
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
-        for item in error.errors(include_url=False):
-            location = _in_document(_at_tag(item), document.data)
-            text = _describe(item, location, model, document.data)
+        for location, text in _problems(error, model, document):
             document.problems.append((document.where(location), text))
         document.fail()
         raise AssertionError("a validation error without a problem") from error
+
+
+def _problems(
+    error: ValidationError, model: type[BaseModel], document: Document
+) -> Iterator[tuple[Path_, str]]:
+    """Every problem with its place; a value that may be of several kinds is one problem."""
+    several: dict[tuple[Path_, str], list[tuple[str, str]]] = {}
+    for item in error.errors(include_url=False):
+        location = _in_document(_at_tag(item), document.data)
+        found, allowed, hint = _describe(item, location, model, document)
+        several.setdefault((location, found), []).append((allowed, hint))
+    for (location, found), kinds in several.items():
+        allowed = " or ".join(dict.fromkeys(allowed for allowed, _ in kinds))
+        hint = next((hint for _, hint in kinds if hint), "")
+        yield location, f"{found}, allowed {allowed}{hint}"
 
 
 def _at_tag(item: ErrorDetails) -> Path_:
@@ -306,19 +326,24 @@ def _in_document(location: Sequence[str | int], data: Any) -> Path_:
     return tuple(result)
 
 
-def _describe(item: ErrorDetails, location: Path_, model: type[BaseModel], data: Any) -> str:
+def _describe(
+    item: ErrorDetails, location: Path_, model: type[BaseModel], document: Document
+) -> tuple[str, str, str]:
+    """What was found where, what is allowed, and the nearest match."""
     name = ".".join(str(part) for part in location) or "the file"
     kind = item["type"]
     if kind == "extra_forbidden":
-        allowed = sorted(_siblings(model, location, data))
+        allowed = sorted(_siblings(model, location, document.data))
         close = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{name}: found an unknown key, allowed {', '.join(allowed)}{hint}"
+        return f"{name}: found an unknown key", ", ".join(allowed), hint
     if kind == "union_tag_invalid":
         tag, expected = item["ctx"]["tag"], item["ctx"]["expected_tags"]
-        return f"{name}: found {tag!r}, allowed {expected}{_close_literal(expected, tag)}"
+        return f"{name}: found {tag!r}", str(expected), _close_literal(expected, tag)
     if kind in ("missing", "union_tag_not_found"):
-        return f"{name}: found nothing, allowed a value (the key is required)"
+        return f"{name}: found nothing", "a value (the key is required)", ""
+    if location[-1:] == ("value",) and location not in document.marks:  # added to a plain number
+        name = name.removesuffix(".value")
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     found = item["input"]
     shown = (
@@ -327,7 +352,7 @@ def _describe(item: ErrorDetails, location: Path_, model: type[BaseModel], data:
         else "a " + ("mapping" if isinstance(found, Mapping) else "list")
     )
     expected = item.get("ctx", {}).get("expected", "") if kind == "literal_error" else ""
-    return f"{name}: found {shown}, allowed {message}{_close_literal(expected, found)}"
+    return f"{name}: found {shown}", message, _close_literal(expected, found)
 
 
 def _close_literal(expected: str, found: Any) -> str:

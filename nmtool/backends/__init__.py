@@ -145,7 +145,8 @@ def check_target(program: Program, hardware: HardwareConfig) -> None:
     if {program.chip, program.network.chip} != {chip.name}:
         raise ArtifactError(
             f"program {program.fingerprint}: made for the chip {program.chip}, the target "
-            f"{hardware.name} has {chip.name}; compile it again for this target"
+            f"{hardware.name} has {chip.name}; compile it again for this target, or give a target "
+            "of that chip (-s hw.chip=FILE.yaml)"
         )
     site = _site(program, hardware)
     held = chip.documented() if program.provenance.get("limits") == "documented" else chip

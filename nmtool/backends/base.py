@@ -64,9 +64,64 @@ M = TypeVar("M", bound="ManagedSession")
 
 
 class ManagedSession:
-    """Leaving the context closes the session; a closed session runs nothing more."""
+    """What sessions have in common: a session adds how checked input runs, and weights are stored.
 
+    Leaving the context closes the session; a closed session runs nothing more.
+    """
+
+    program: Program
     _closed = False
+
+    def run(
+        self,
+        spikes: SpikeTrain | Mapping[str, SpikeTrain],
+        n_steps: int | None = None,
+        probe: str | Probe | None = None,
+        progress: Progress | None = None,
+    ) -> Recording:
+        """Run samples, each from reset."""
+        self._check_open()
+        batch = input_batch(self.program, spikes, n_steps)
+        return self._run(batch, resolve_probe(self.program, probe), progress)
+
+    def stream(
+        self,
+        spikes: SpikeTrain | Mapping[str, SpikeTrain],
+        probe: str | Probe | None = None,
+        n_steps: int | None = None,
+    ) -> Recording:
+        """Run the next steps of one stream; the state is kept between calls."""
+        self._check_open()
+        batch = input_batch(self.program, spikes, n_steps)
+        return self._go_on(batch, resolve_probe(self.program, probe))
+
+    def write_weights(self, projection: str, mantissa: IntArray) -> int:
+        """Write weights within the frozen format; returns how many of them changed."""
+        return self.write_all({projection: mantissa})
+
+    def write_all(self, mantissas: Mapping[str, IntArray]) -> int:
+        """Write the weights of several projections; returns how many of them changed."""
+        self._check_open()
+        self.program, changed = changed_weights(self.program, mantissas)
+        for projection in changed:
+            self._store(projection)
+        return sum(changed.values())
+
+    def reset(self) -> None:
+        """Clear all states and the spikes in flight of the stream."""
+        raise NotImplementedError
+
+    def _run(self, batch: InputBatch, probes: Probe, progress: Progress | None) -> Recording:
+        """Run samples, each from reset."""
+        raise NotImplementedError
+
+    def _go_on(self, batch: InputBatch, probes: Probe) -> Recording:
+        """Run the next steps of the stream."""
+        raise NotImplementedError
+
+    def _store(self, projection: str) -> None:
+        """Put the weights of a projection of the program into memory."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give the target back; safe to call twice."""
@@ -368,17 +423,24 @@ def unbatch(array: Any, batched: bool) -> Any:
     return array if batched else array[0]
 
 
-def changed_weights(program: Program, projection: str, mantissa: IntArray) -> tuple[Program, int]:
-    """A program with new weights of one projection, and how many weights changed.
+def changed_weights(
+    program: Program, mantissas: Mapping[str, IntArray]
+) -> tuple[Program, dict[str, int]]:
+    """A program with new weights, and how many of them changed, of projections where any did.
 
     Raises:
         ConfigError: no such projection, or weights of another shape.
         FitError: a weight that the frozen format cannot hold.
     """
-    if projection not in program.network.projections:
-        allowed = ", ".join(program.network.projections)
-        raise ConfigError(f"write_weights: found {projection!r}, allowed {allowed}")
-    updated = program.with_weights({projection: np.asarray(mantissa)})
-    before = program.network.projections[projection].weight_mantissa
-    after = updated.network.projections[projection].weight_mantissa
-    return updated, int(np.count_nonzero(before != after))
+    before = program.network.projections
+    for projection in mantissas:
+        if projection not in before:
+            allowed = ", ".join(before)
+            raise ConfigError(f"write_weights: found {projection!r}, allowed {allowed}")
+    updated = program.with_weights({name: np.asarray(m) for name, m in mantissas.items()})
+    after = updated.network.projections
+    changed = {
+        name: int(np.count_nonzero(before[name].weight_mantissa != after[name].weight_mantissa))
+        for name in mantissas
+    }
+    return updated, {name: count for name, count in changed.items() if count}

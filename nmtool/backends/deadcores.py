@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +32,8 @@ def kill_cores(defects: Defects, program: Program, chip: ChipSpec) -> Defects:
     """
     dead, stuck = dict(defects.dead), dict(defects.stuck)
     failed: dict[Core, Mapping[str, int]] = {}
-    for core in _dead_cores(defects.faults, program, chip):
+    named = _named(defects.faults, program, chip)
+    for core in dict.fromkeys((*_drawn(defects.faults, program), *named)):
         held = _neurons_on(program, core)
         failed[core] = {name: neurons.size for name, neurons in held.items()}
         for name, neurons in held.items():
@@ -41,20 +42,38 @@ def kill_cores(defects: Defects, program: Program, chip: ChipSpec) -> Defects:
     return replace(defects, dead=dead, stuck=stuck, failed=failed)
 
 
-def _dead_cores(faults: Faults, program: Program, chip: ChipSpec) -> Iterator[Core]:
-    if isinstance(faults.dead_cores, int):
-        yield from _drawn(faults.dead_cores, faults.seed, program)
-    else:
-        for index, core in enumerate(faults.dead_cores):
-            yield _core(f"faults.dead_cores[{index}]", core, program, chip)
+def _named(faults: Faults, program: Program, chip: ChipSpec) -> dict[Core, str]:
+    """The cores that faults name, each with its place in the target.
+
+    Raises:
+        ConfigError: a core that is not there, or that is named twice.
+    """
+    listed = () if isinstance(faults.dead_cores, int) else faults.dead_cores
+    names = {f"faults.dead_cores[{index}]": name for index, name in enumerate(listed)}
     for index, fault in enumerate(faults.injected):
         if isinstance(fault, DeadCore):
-            yield _core(f"faults.injected[{index}]", fault.core, program, chip)
+            names[f"faults.injected[{index}]"] = fault.core
+    found: dict[Core, str] = {}
+    for place, name in names.items():
+        core = _core(place, name, program, chip)
+        if core in found:
+            raise ConfigError(
+                f"{place}: found the core {_shown(name)}, which {found[core]} names already, "
+                "allowed each core once"
+            )
+        found[core] = place
+    return found
 
 
-def _drawn(count: int, seed: int, program: Program) -> list[Core]:
+def _shown(name: CoreName) -> str:
+    """A core as a target's file has it."""
+    return str(name if isinstance(name, int) else list(name))
+
+
+def _drawn(faults: Faults, program: Program) -> list[Core]:
     """So many of the cores that a program is placed on."""
-    if not count:
+    count = faults.dead_cores
+    if not isinstance(count, int) or not count:
         return []
     used = _used("faults.dead_cores", program)
     if count > len(used):
@@ -62,7 +81,7 @@ def _drawn(count: int, seed: int, program: Program) -> list[Core]:
             f"faults.dead_cores: found {count}, allowed 0 to {len(used)}, as many cores as the "
             f"program {program.fingerprint} is placed on; [core, ...] names other ones"
         )
-    order = np.random.default_rng([seed, _STREAM]).permutation(len(used))
+    order = np.random.default_rng([faults.seed, _STREAM]).permutation(len(used))
     return [used[k] for k in np.sort(order[:count])]
 
 
@@ -78,10 +97,10 @@ def _core(place: str, name: CoreName, program: Program, chip: ChipSpec) -> Core:
     chips = program.fit.chips if program.fit else 1 + used[-1][0]
     core = divmod(name, chip.cores) if isinstance(name, int) else name
     if core[0] >= chips or core[1] >= chip.cores:
-        found = f"the core {name if isinstance(name, int) else list(name)}"
         pairs = f"[chip, core] up to [{chips - 1}, {chip.cores - 1}]"
         raise ConfigError(
-            f"{place}: found {found}, allowed 0 to {chips * chip.cores - 1}, or {pairs}"
+            f"{place}: found the core {_shown(name)}, allowed 0 to {chips * chip.cores - 1}, or "
+            f"{pairs}"
         )
     return core
 

@@ -140,10 +140,13 @@ def describe(found: Mapping[str, Any]) -> str:
 def _sibling(found: Mapping[str, Any]) -> bool:
     """Whether a holder is another worker of this process's pytest-xdist session, or may be.
 
-    A holder that is just taking the lock or giving it back has not said who it is.
+    A holder that is just taking the lock or giving it back has not said who it is. For itself no
+    process waits: it would wait in vain.
     """
     session = os.environ.get(SESSION)
-    return session is not None and found.get("session", session) == session
+    if session is None or found.get("pid") == os.getpid():
+        return False
+    return bool(found.get("session", session) == session)
 
 
 def _file_name(board: str) -> str:

@@ -12,23 +12,21 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from nmtool.backends.base import (
+    InputBatch,
     ManagedSession,
     Probe,
     Progress,
-    Quantity,
     Recording,
-    Session,
-    changed_weights,
-    input_batch,
-    resolve_probe,
 )
 from nmtool.backends.faults import Defects
+from nmtool.chip import UNLIMITED
 from nmtool.compiler import Program
+from nmtool.compiler.fit import misplaced, shapes_of
 from nmtool.compiler.place import Slice
 from nmtool.errors import ArtifactError, ConfigError
 from nmtool.fixedpoint import IntArray
@@ -118,29 +116,10 @@ def check_placed(program: Program, what: str = "by_core") -> None:
             f"{what}: found the program {program.fingerprint}, which is not placed on cores, "
             "allowed one that is; compile it again"
         )
-    for name, p in program.network.populations.items():
-        cores = np.zeros(p.shape, dtype=np.int64)
-        for part in _parts(program, name):
-            if not _inside(part, p.shape):
-                _misplaced(program, name, f"the slice {part.box}", f"slices of the shape {p.shape}")
-            cores[tuple(slice(*ends) for ends in part.box)] += 1
-        if np.any(cores != 1):
-            neuron = int(np.argmax(cores.ravel() != 1))
-            found = f"the neuron {neuron} on {cores.ravel()[neuron]} cores"
-            _misplaced(program, name, found, "every neuron on one")
-
-
-def _misplaced(program: Program, name: str, found: str, allowed: str) -> NoReturn:
-    raise ArtifactError(
-        f"program {program.fingerprint}: placement of {name}: found {found}, allowed {allowed}; "
-        "compile it again"
-    )
-
-
-def _inside(part: Slice, shape: Shape) -> bool:
-    return len(part.box) == len(shape) and all(
-        0 <= start < stop <= size for (start, stop), size in zip(part.box, shape, strict=True)
-    )
+    shapes = shapes_of(program.network)
+    if wrong := misplaced(shapes, program.placement, UNLIMITED, UNLIMITED):
+        said = replace(wrong[0][1], advice="compile it again")
+        raise ArtifactError(f"program {program.fingerprint}: {said}")
 
 
 def _parts(program: Program, name: str) -> list[Slice]:
@@ -344,7 +323,7 @@ def split_defects(defects: Defects, parts: Split) -> Defects:
     )
 
 
-Load: TypeAlias = Callable[[Program, Defects | None], Session]
+Load: TypeAlias = Callable[[Program, Defects | None], ManagedSession]
 
 
 def by_core(load: Load, program: Program, defects: Defects | None) -> PlacedSession:
@@ -363,49 +342,30 @@ class PlacedSession(ManagedSession):
     """A program that a simulator runs slice by slice; it looks like the program run as a whole."""
 
     def __init__(
-        self, program: Program, defects: Defects | None, parts: Split, session: Session
+        self, program: Program, defects: Defects | None, parts: Split, session: ManagedSession
     ) -> None:
         self.program = program
         self._defects = defects
         self._parts = parts
         self._session = session
 
-    def run(
-        self,
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        n_steps: int | None = None,
-        probe: str | Probe | None = None,
-        progress: Progress | None = None,
-    ) -> Recording:
-        """Run samples, each from reset; one by one if a fault joins them."""
+    def _run(self, batch: InputBatch, probes: Probe, progress: Progress | None) -> Recording:
+        """Run samples on all cores."""
+        started = time.monotonic()
+        own = self._entering(batch.trains), batch.n_steps, self._by_slice(probes)
+        return self._joined(self._session.run(*own, progress), batch, probes, started)
 
-        def run(trains: dict[str, SpikeTrain], steps: int, probes: Probe) -> Recording:
-            return self._session.run(trains, steps, probes, progress)
+    def _go_on(self, batch: InputBatch, probes: Probe) -> Recording:
+        """Run the next steps of the stream on all cores."""
+        started = time.monotonic()
+        own = self._entering(batch.trains), self._by_slice(probes), batch.n_steps
+        return self._joined(self._session.stream(*own), batch, probes, started)
 
-        return self._record(run, spikes, n_steps, probe)
-
-    def stream(
-        self,
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        probe: str | Probe | None = None,
-        n_steps: int | None = None,
-    ) -> Recording:
-        """Run the next steps of one stream of samples; the state is kept between calls."""
-
-        def run(trains: dict[str, SpikeTrain], steps: int, probes: Probe) -> Recording:
-            return self._session.stream(trains, probes, steps)
-
-        return self._record(run, spikes, n_steps, probe)
-
-    def write_weights(self, projection: str, mantissa: IntArray) -> int:
-        """Write weights into the rows of every core that has some; returns how many changed."""
-        self._check_open()
-        self.program, changed = changed_weights(self.program, projection, mantissa)
-        if changed:
-            written = self.program.network.projections[projection].weight_mantissa
-            for rows in self._parts.rows[projection]:
-                self._session.write_weights(rows.name, rows.part(written))
-        return changed
+    def _store(self, projection: str) -> None:
+        """Write weights into the rows of every core that has some."""
+        written = self.program.network.projections[projection].weight_mantissa
+        parts = self._parts.rows[projection]
+        self._session.write_all({rows.name: rows.part(written) for rows in parts})
 
     def reset(self) -> None:
         """Forget the stream."""
@@ -416,22 +376,17 @@ class PlacedSession(ManagedSession):
         super().close()
         self._session.close()
 
-    def _record(
-        self,
-        run: Callable[[dict[str, SpikeTrain], int, Probe], Recording],
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        n_steps: int | None,
-        probe: str | Probe | None,
-    ) -> Recording:
-        self._check_open()
-        started = time.monotonic()
-        probes = resolve_probe(self.program, probe)
-        batch = input_batch(self.program, spikes, n_steps)
-        by_slice: dict[Quantity, tuple[str, ...]] = {
+    def _by_slice(self, probes: Probe) -> Probe:
+        """What of the slices is recorded."""
+        return {
             quantity: tuple(held.name for name in names for held in self._parts.slices[name])
             for quantity, names in probes.items()
         }
-        found = run(self._entering(batch.trains), batch.n_steps, by_slice)
+
+    def _joined(
+        self, found: Recording, batch: InputBatch, probes: Probe, started: float
+    ) -> Recording:
+        """What the slices recorded, by population."""
         return replace(
             found,
             spikes={n: self._train(n, found.spikes) for n in probes.get("spikes", ())},

@@ -12,11 +12,7 @@ from nmtool.backends.base import (
     ManagedSession,
     Probe,
     Progress,
-    Quantity,
     Recording,
-    changed_weights,
-    input_batch,
-    resolve_probe,
     unbatch,
 )
 from nmtool.backends.faults import Defects
@@ -50,7 +46,7 @@ class Order:
     """
 
     batch: InputBatch
-    probes: Mapping[Quantity, tuple[str, ...]]
+    probes: Probe
     run: int
     deadline: float | None
     progress: Progress | None
@@ -79,29 +75,16 @@ class SimulatorSession(ManagedSession, Generic[S]):
         self._runs = defects.faults.first_run if defects else 0
         self._stream: Stream[S] | None = None
 
-    def run(
-        self,
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        n_steps: int | None = None,
-        probe: str | Probe | None = None,
-        progress: Progress | None = None,
-    ) -> Recording:
-        """Run samples side by side, each from reset; one by one if a fault joins them."""
-        batch = input_batch(self.program, spikes, n_steps)
-        return self._record(batch, probe, None, progress)
+    def _run(self, batch: InputBatch, probes: Probe, progress: Progress | None) -> Recording:
+        """Run samples side by side; one by one if a fault joins them."""
+        return self._record(batch, probes, None, progress)
 
-    def stream(
-        self,
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        probe: str | Probe | None = None,
-        n_steps: int | None = None,
-    ) -> Recording:
-        """Run the next steps of one stream of samples; the state is kept between calls.
+    def _go_on(self, batch: InputBatch, probes: Probe) -> Recording:
+        """Run the next steps of a stream of samples.
 
         Raises:
             ConfigError: another number of samples than the stream began with.
         """
-        batch = input_batch(self.program, spikes, n_steps)
         if self._stream is None:
             state = self._fresh(batch.n_samples)
             self._stream = Stream(batch.n_samples, state, self._next_run())
@@ -110,17 +93,9 @@ class SimulatorSession(ManagedSession, Generic[S]):
                 f"stream: found {batch.n_samples} samples, allowed {self._stream.n_samples} as at "
                 "its start; reset() begins another stream"
             )
-        recording = self._record(batch, probe, self._stream, None)
+        recording = self._record(batch, probes, self._stream, None)
         self._stream.step += batch.n_steps
         return recording
-
-    def write_weights(self, projection: str, mantissa: IntArray) -> int:
-        """Write weights within the frozen format; returns how many of them changed."""
-        self._check_open()
-        self.program, changed = changed_weights(self.program, projection, mantissa)
-        if changed:
-            self._store(projection)
-        return changed
 
     def reset(self) -> None:
         """Forget the stream."""
@@ -151,10 +126,6 @@ class SimulatorSession(ManagedSession, Generic[S]):
         """The state of samples after a reset."""
         raise NotImplementedError
 
-    def _store(self, projection: str) -> None:
-        """Put the weights of a projection of the program, as defects leave them, into memory."""
-        raise NotImplementedError
-
     def _advance(self, order: Order, stream: Stream[S] | None) -> Outcome:
         """Run samples, each from reset, or those of a stream from where they are."""
         raise NotImplementedError
@@ -162,14 +133,12 @@ class SimulatorSession(ManagedSession, Generic[S]):
     def _record(
         self,
         batch: InputBatch,
-        probe: str | Probe | None,
+        probes: Probe,
         stream: Stream[S] | None,
         progress: Progress | None,
     ) -> Recording:
-        self._check_open()
         started = time.monotonic()
         deadline = started + self._timeout if self._timeout else None
-        probes = resolve_probe(self.program, probe)
         run = stream.run if stream else self._next_run()
         outcome = self._advance(Order(batch, probes, run, deadline, progress), stream)
         recorded = self._recorded(batch.n_steps, stream)

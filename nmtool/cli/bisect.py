@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
 from nmtool import formats
-from nmtool.backends import Recording, resolve_probe
+from nmtool.backends import Recording
 from nmtool.backends.base import QUANTITIES, input_batch
-from nmtool.chip import load_hardware
 from nmtool.cli.common import FILE, Options, emit, note, progress, refuse_same, table, verb, warn
-from nmtool.cli.operands import PROBE, Operands, check_same_input, check_same_program
+from nmtool.cli.operands import Operands, Runner, check_same_input, check_same_program
 from nmtool.cli.runs import input_options
 from nmtool.compiler import Program
 from nmtool.errors import CheckFailed, UsageError
@@ -23,7 +21,6 @@ from nmtool.measure import compare
 from nmtool.network import counted
 from nmtool.provenance import provenance
 from nmtool.regression.bisect import Bisection, Inputs, bisect, cut_recording, smallest_input
-from nmtool.regression.check import run_on
 from nmtool.regression.golden import Golden, save_golden
 
 
@@ -102,6 +99,9 @@ def command(
     lines = [_text(a, b, found)]
     if output:
         sides = (operands.runner(a), operands.runner(b))
+        if sides[0] is None and found.side == "B":
+            # A keeps to the program's equations, and so does the emulator
+            sides = (operands.emulated(chosen), sides[1])
         replay = _replay(chosen, inputs, found, left, sides, options)
         save_golden(output, replay)
         spikes = sum(len(train) for train in replay.inputs.values())
@@ -130,9 +130,6 @@ def _check_probes(operands: Operands, operand: str, run: Recording) -> None:
         )
 
 
-Runner = Callable[[Mapping[str, Any]], Recording]
-
-
 def _replay(
     program: Program,
     inputs: Inputs,
@@ -143,8 +140,6 @@ def _replay(
 ) -> Golden:
     """The smallest input that still shows the difference, with what A makes of it."""
     run_a, run_b = sides
-    if run_a is None and found.side == "B":
-        run_a = _emulated(program)  # A keeps to the program's equations, and so does the emulator
     shows: Callable[[Inputs], bool] | None = None
     if run_a and run_b:
         one, other = run_a, run_b
@@ -166,11 +161,6 @@ def _replay(
         bisect={"population": found.population, "step": found.step, "expected": expected.backend}
     )
     return Golden(program, smallest, expected, None, ("exact",), _headline(found), facts)
-
-
-def _emulated(program: Program) -> Runner:
-    hardware = load_hardware("emulator").model_copy(update={"chip": program.chip})
-    return lambda inputs: run_on(program, hardware, inputs, resolve_probe(program, PROBE))
 
 
 def _headline(found: Bisection) -> str:

@@ -28,7 +28,7 @@ from nmtool.cli.fitreport import Report
 from nmtool.cli.runs import load_network
 from nmtool.compiler import DEFAULT_STEPS, Site, compile_program
 from nmtool.compiler.activity import activity
-from nmtool.compiler.budget import check_budget, parse_budget
+from nmtool.compiler.budget import check_budget, most_cores, parse_budget
 from nmtool.compiler.cautions import cautions
 from nmtool.compiler.features import features
 from nmtool.compiler.headroom import headroom
@@ -115,12 +115,14 @@ def command(
     hardware, chip = _target(hw, options)
     if limits == "documented":
         chip = chip.documented()
-    job = Job(Path(source), hw, hardware, chip, limits, steps, placement, activity)
+    cores = most_cores(allowed)
+    job = Job(Path(source), hw, hardware, chip, limits, steps, placement, activity, cores)
     outputs = Outputs(
         Path(output) if output else job.file.parent / "program.h5",
         *(Path(name) if name else None for name in (csv_file, map_file, placement_out)),
     )
-    if not explain:  # which writes nothing
+    writes = not (explain or options.dry_run)
+    if writes:
         outputs.check(job, options.force)
     compiled = job.compiled(not no_cache, options)
     program = compiled.program
@@ -132,12 +134,14 @@ def command(
     if hardware:
         refuse_unsupported(hardware.backend, limits_of(hardware), program)
     check_budget(program, allowed)
+    if not writes:  # what is wrong with the network comes first
+        outputs.check(job, options.force)
     noted, warned = notes(program.network), cautions(program)
     for line in (*noted, *warned):
         warn(line)
     predicted = hardware is not None and hardware.backend == "lava-loihi"
     report = Report(program, chip, compiled.headroom, limits, allowed, predicted)
-    written = [] if options.dry_run else outputs.write(report)
+    written = outputs.write(report) if writes else []
     document = {
         "program": str(outputs.program) if written else None,
         **report.document(),
@@ -160,6 +164,7 @@ class Job:
     steps: int | None
     placement: str | None
     recording: str | None
+    core_budget: int | None
 
     @property
     def file(self) -> Path:
@@ -195,6 +200,7 @@ class Job:
                 "chips": hardware and hardware.chips,
                 "cores_per_chip": hardware and hardware.cores_per_chip,
                 "probes": hardware and hardware.probes.model_dump(mode="json"),
+                "core_budget": self.core_budget,
                 "placement": sha256(Path(self.placement)) if self.placement else None,
                 "recording": sha256(Path(self.recording)) if self.recording else None,
             }
@@ -220,6 +226,7 @@ class Job:
     def _site(self, network: Network | QuantizedNetwork, recording: Recording | None) -> Site:
         shapes = {name: p.shape for name, p in network.populations.items()}
         site = Site.of(self.hardware, shapes) if self.hardware else Site()
+        site = replace(site, core_budget=self.core_budget)
         if recording:
             site = replace(site, activity=activity(recording.spikes, shapes, str(self.recording)))
         if self.placement:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 from nmtool import yamlio
 from nmtool.chip import ChipChanges, ChipFile, HardwareConfig, load_chip, load_hardware, read_chip
 from nmtool.cli.common import FILE, Options, emit, verb
+from nmtool.compiler.placement_file import PlacementFile
 from nmtool.config import Experiment
 from nmtool.errors import ConfigError, NmtoolError
 from nmtool.quantization import quantize
@@ -22,19 +23,21 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "nmtool.experiment/v1": Experiment,
     "nmtool.hardware/v1": HardwareConfig,
     "nmtool.chip/v1": ChipFile,
+    "nmtool.placement/v1": PlacementFile,
     "nmtool.quarantine/v1": Quarantine,
 }
 KINDS: dict[str, Any] = {
     "experiment": Experiment,
     "hardware": HardwareConfig,
     "chip": ChipFile | ChipChanges,
+    "placement": PlacementFile,
     "quarantine": Quarantine,
 }
 
 
 @click.group("config")
 def command() -> None:
-    """Check experiment, hardware, chip and quarantine files; print their JSON Schema."""
+    """Check experiment, hardware, chip, placement and quarantine files; print their JSON Schema."""
 
 
 @command.command("check")

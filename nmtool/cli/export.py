@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from nmtool import formats
-from nmtool.chip import load_chip
+from nmtool.chip import chip_called, load_chip
 from nmtool.cli.common import FILE, Options, emit, verb, warn
 from nmtool.cli.runs import Run
 from nmtool.compiler import Program
@@ -29,7 +29,7 @@ FORMATS = ("netx",)
     "--chip",
     default="loihi2",
     show_default=True,
-    help="Chip to quantise for, if SOURCE is not quantised.",
+    help="Chip to quantise for; the file of SOURCE's own chip, if nmtool ships none of its name.",
 )
 @verb
 def command(
@@ -40,7 +40,8 @@ def command(
     The file is read back and must give the same spikes on random input before it is kept; with
     --dry-run too, which only does not keep it.
     """
-    options.hardware_overrides()
+    if options.hardware_overrides():
+        raise UsageError("export: found -s hw...., allowed --chip for the chip; nothing is run")
     if format not in FORMATS:
         found = "no --format" if format is None else f"the format {format!r}"
         raise UsageError(
@@ -51,7 +52,8 @@ def command(
     refuse_overwrite(target, options.force)
     network = _quantized(Run(path).network if path.is_dir() else path, chip)
     run = check_netx if options.dry_run else export_netx
-    made = run(network, target, load_chip(network.chip))
+    own = chip_called(network.chip, chip, "--chip FILE.yaml")
+    made = run(network, target, load_chip(own))
     if not made.messages:
         warn("no neuron spiked on the random input that was compared")
     if made.not_built:

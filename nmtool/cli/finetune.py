@@ -14,7 +14,7 @@ from nmtool.backends import check_runnable
 from nmtool.chip import HardwareConfig, load_chip, load_hardware
 from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb
 from nmtool.cli.runs import Run
-from nmtool.compiler import Program, compile_program
+from nmtool.compiler import Program, Site, compile_program
 from nmtool.config import Experiment
 from nmtool.errors import ConfigError, UsageError
 from nmtool.formats.container import write_json
@@ -88,7 +88,8 @@ def _program(path: str | None, network: Network, folder: Run, hardware: Hardware
     if path is None:
         chip = load_chip(hardware.chip)
         facts = provenance(network_sha256=sha256(folder.network), target=hardware.name)
-        return compile_program(network, chip, hardware.weight_bits, provenance=facts)
+        site = Site.of(hardware, network.populations)
+        return compile_program(network, chip, hardware.weight_bits, provenance=facts, site=site)
     program: Program = formats.load_as(path, Program)
     if set(program.network.projections) != set(network.projections):
         raise ConfigError(

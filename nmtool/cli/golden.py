@@ -106,7 +106,7 @@ def record(
     known = given.labels
     if samples is not None or cover is not None:
         first = np.arange(min(samples or given.n_samples, given.n_samples))
-        picked = _covering(loaded, inputs, cover) if cover else first
+        picked = _covering(loaded, hardware.chip, inputs, cover) if cover else first
         inputs = {name: train.select(picked) for name, train in inputs.items()}
         known = None if known is None else known[picked]
     with progress(options, f"run on {hardware.name}") as update:
@@ -143,9 +143,11 @@ def record(
     emit(options, "golden record", document, text)
 
 
-def _covering(program: Program, inputs: Mapping[str, SpikeTrain], count: int) -> IntArray:
-    """The samples to keep, chosen by what they exercise on the emulator."""
-    emulator = load_hardware("emulator").model_copy(update={"chip": program.chip})
+def _covering(
+    program: Program, chip: str, inputs: Mapping[str, SpikeTrain], count: int
+) -> IntArray:
+    """The samples to keep, chosen by what they exercise on the emulator of a chip."""
+    emulator = load_hardware("emulator").model_copy(update={"chip": chip})
     run = run_on(program, emulator, inputs, resolve_probe(program, "spikes"))
     return Exercise(program, inputs, run).choose(count)
 

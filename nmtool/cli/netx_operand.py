@@ -13,7 +13,7 @@ from nmtool.backends.lava.client import LavaWorker
 from nmtool.backends.lava.compat import slayer_missing
 from nmtool.backends.lava.link import Patience, Progress
 from nmtool.backends.lava.netx import Feed, NetxJob, NetxLayer
-from nmtool.chip import load_chip, load_hardware
+from nmtool.chip import ChipSpec, load_hardware
 from nmtool.compiler import Program
 from nmtool.errors import (
     ArtifactError,
@@ -35,20 +35,20 @@ class NetxRunner:
     """Runs a netx file as users of lava-dl do, on inputs of a program of the same layers.
 
     The k-th layer of neurons of the file stands for the program's k-th population. Which layers
-    are read, the resets and the spike exponent are the program's; weights, thresholds and delays
-    are the file's. ``notes`` says what nmtool reads in another way than netx.
+    are read, the resets, the spike exponent and ``chip`` are the program's; weights, thresholds and
+    delays are the file's. ``notes`` says what nmtool reads in another way than netx.
 
     Raises:
         ArtifactError: another file or other layers than the program's.
         UnsupportedError: a layer or a reset that netx does not have.
     """
 
-    def __init__(self, file: str, program: Program, overrides: list[str]) -> None:
+    def __init__(self, file: str, program: Program, chip: ChipSpec, overrides: list[str]) -> None:
         self.program = program
         self._file = Path(file).resolve()
         net = program.network
         self._options = _options(net)
-        read = load_netx(file, load_chip(program.chip), self._options)
+        read = load_netx(file, chip, self._options)
         _check_layers(file, read, net)
         if missing := not_built(file, self._options.num_layers):
             raise UnsupportedError(

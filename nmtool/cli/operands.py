@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from nmtool import formats
 from nmtool.backends import Recording, check_runnable, resolve_probe
 from nmtool.backends.base import input_batch
-from nmtool.chip import HardwareConfig, load_hardware
+from nmtool.chip import HardwareConfig, chip_called, load_chip, load_hardware
 from nmtool.cli.common import Options, progress, warn
 from nmtool.cli.deploy import run
 from nmtool.cli.netx_operand import NetxRunner
@@ -25,6 +26,9 @@ from nmtool.training import require_torch
 PROBE = "spikes,current,voltage"
 TRAINER = "trainer:"
 NETX = "netx:"
+
+Runner: TypeAlias = Callable[[Mapping[str, SpikeTrain]], Recording]
+"""Runs something on other inputs."""
 
 
 class Operands:
@@ -43,6 +47,7 @@ class Operands:
         self._options = options
         self._golden: Golden | None = None
         self._netx: dict[str, NetxRunner] = {}
+        self._operands: tuple[str, ...] = ()
 
     def adopt(self, operands: tuple[str, ...]) -> None:
         """Take the program, if not given, and the input from a golden run among the operands.
@@ -50,6 +55,7 @@ class Operands:
         Raises:
             UsageError: options of input beside a golden run.
         """
+        self._operands = operands
         for operand in operands:
             if is_file(operand) and is_golden(operand):
                 self._golden = self._golden or load_golden(operand)
@@ -87,21 +93,31 @@ class Operands:
         """What goes into the program."""
         return self._given(program).spikes
 
-    def runner(self, operand: str) -> Callable[[Mapping[str, SpikeTrain]], Recording] | None:
+    def runner(self, operand: str) -> Runner | None:
         """What runs an operand on other inputs; None for those that nothing can be run on."""
         if operand.startswith(NETX):
             return self._netx_runner(operand).run
-        if operand.startswith(TRAINER) or is_file(operand):
+        if not _is_target(operand):
             return None
-        program, hardware = self._target(operand)
-        return lambda inputs: run_on(program, hardware, inputs, resolve_probe(program, PROBE))
+        return _runner(*self._target(operand))
+
+    def emulated(self, program: Program) -> Runner:
+        """What runs a program on the emulator of its chip."""
+        changes = {"chip": self._chip(program)}
+        return _runner(program, load_hardware("emulator").model_copy(update=changes))
+
+    def _chip(self, program: Program) -> str:
+        """The chip of a program: of its name, or that of a target or of -s hw.chip."""
+        named = next(filter(_is_target, self._operands), "emulator")
+        given = load_hardware(named, self._options.hardware_overrides()).chip
+        return chip_called(program.chip, given, "-s hw.chip=FILE.yaml")
 
     def lightly_probed(self, operand: str) -> Recording | None:
         """A run of a board with probes on the outputs only; None for all other operands.
 
         Probes take resources of a chip and can change where a network is placed on it.
         """
-        if operand.startswith((TRAINER, NETX)) or is_file(operand):
+        if not _is_target(operand):
             return None
         program, hardware = self._target(operand)
         if hardware.backend != "lava-loihi":
@@ -156,9 +172,9 @@ class Operands:
                 "FILE.net)"
             )
         if operand not in self._netx:
-            made = NetxRunner(
-                operand.removeprefix(NETX), self._program, self._options.hardware_overrides()
-            )
+            chip = load_chip(self._chip(self._program))
+            file, overrides = operand.removeprefix(NETX), self._options.hardware_overrides()
+            made = NetxRunner(file, self._program, chip, overrides)
             self._netx[operand] = made
             for line in made.notes:
                 warn(f"{operand}: {line}")
@@ -182,14 +198,9 @@ class Operands:
         return gather_input(owner, *self._input)
 
     def _trainer(self, network: Network) -> Recording:
-        from nmtool.chip import load_chip
-
-        chip = load_chip(self._program.chip if self._program else "loihi2")
-        bits = (
-            {p.weight_bits for p in self._program.network.projections.values()}
-            if (self._program)
-            else set()
-        )
+        chip = load_chip(self._chip(self._program) if self._program else "loihi2")
+        projections = self._program.network.projections if self._program else {}
+        bits = {p.weight_bits for p in projections.values()}
         if bits - {network.weight_bits}:
             warn(
                 f"the trainer's weights have {network.weight_bits} bits, those of the program "
@@ -226,6 +237,16 @@ def _recorded(path: str) -> Recording:
         return replace(golden.expected, provenance=facts)
     loaded: Recording = formats.load_as(path, Recording)
     return loaded
+
+
+def _runner(program: Program, hardware: HardwareConfig) -> Runner:
+    """What runs a program on a target, with every probe."""
+    return lambda inputs: run_on(program, hardware, inputs, resolve_probe(program, PROBE))
+
+
+def _is_target(operand: str) -> bool:
+    """Whether an operand names a target."""
+    return not operand.startswith((TRAINER, NETX)) and not is_file(operand)
 
 
 def is_file(operand: str) -> bool:

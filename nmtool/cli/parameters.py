@@ -44,7 +44,7 @@ def errors_table(program: Program) -> str:
             e.got,
             f"{e.max_error:.2e}",
             f"{e.rms_error:.2e}",
-            f"{e.clipped:.2%}",
+            f"{100 * e.clipped:.3g} %",
             e.dead_rows,
         )
         for e in program.network.errors

@@ -13,7 +13,7 @@ from nmtool.cli.common import FILE, Options, emit, note, refuse_same, verb, warn
 from nmtool.cli.deploy import check_measured, run
 from nmtool.cli.runs import Run, gather_input
 from nmtool.cli.suite import Suite, suite_options
-from nmtool.compiler import Program, compile_program
+from nmtool.compiler import Program, Site, compile_program
 from nmtool.config import Experiment, load_experiment
 from nmtool.errors import ConfigError, UnsupportedError, UsageError
 from nmtool.formats import load_as
@@ -103,7 +103,8 @@ def _checked(
         )
     network: Network = load_as(source.network, Network)
     chip = load_chip(hardware.chip)
-    program: Program = compile_program(network, chip, hardware.weight_bits)
+    site = Site.of(hardware, network.populations)
+    program: Program = compile_program(network, chip, hardware.weight_bits, site=site)
     check_runnable(program, hardware)
     given = gather_input(program, None, (), None, False)
     note(options, f"{config.name} on {hardware.name}: {given.source}")

@@ -47,6 +47,11 @@ def parse_budget(text: str) -> dict[str, float]:
     return budget
 
 
+def most_cores(budget: Budget) -> int | None:
+    """The whole cores of a budget, for which slices are to share cores; None: it has none."""
+    return int(budget["cores"]) if "cores" in budget else None
+
+
 def check_budget(program: Program, budget: Budget) -> None:
     """Refuse a program that takes more than its budget.
 
@@ -64,9 +69,8 @@ def over_budget(program: Program, budget: Budget) -> list[Violation]:
         measure, unit = MEASURES[_known(key)]
         found = measure(program, program.fit) if program.fit else 0
         if found > most:
-            violations.append(
-                Violation("NM-FIT-040", f"budget {key}", f"{found:g} {unit}", f"{most:g}")
-            )
+            said = f"{found:g} {unit.removesuffix('s') if found == 1 else unit}"
+            violations.append(Violation("NM-FIT-040", f"budget {key}", said, f"{most:g}"))
     return violations
 
 

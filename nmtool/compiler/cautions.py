@@ -9,6 +9,7 @@ import numpy as np
 
 from nmtool.compiler.program import Program
 from nmtool.fixedpoint import BIAS_MANTISSA, DECAY_ONE
+from nmtool.network import counted
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, never_firing
 
 MOST_ZEROED = 1 / 3
@@ -40,7 +41,7 @@ def _lost_values(network: QuantizedNetwork) -> Iterator[Caution]:
             yield (
                 "NM-FIT-061",
                 (
-                    f"{error.name}: {error.clipped:.2%} of the values were clipped, wanted "
+                    f"{error.name}: {100 * error.clipped:.3g} % of the values were clipped, wanted "
                     f"{error.wanted}, on the chip {error.got}; scale them and the threshold down, "
                     "or train within the range"
                 ),
@@ -55,11 +56,12 @@ def _lost_values(network: QuantizedNetwork) -> Iterator[Caution]:
                 ),
             )
         if error.dead_rows:
+            lost = counted(range(error.dead_rows), "target neuron")
             yield (
                 "NM-FIT-063",
                 (
-                    f"{error.name}: all weights of {error.dead_rows} target neurons were rounded "
-                    "to 0; use more weight bits, or a smaller range of weights"
+                    f"{error.name}: all weights of {lost} were rounded to 0; use more weight bits, "
+                    "or a smaller range of weights"
                 ),
             )
 

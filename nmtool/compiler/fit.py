@@ -23,8 +23,10 @@ from nmtool.compiler.place import (
     traffic,
 )
 from nmtool.compiler.rules import Violation, core_overfull, too_many_cores, unsplittable
-from nmtool.compiler.wiring import Box, count
+from nmtool.compiler.wiring import Box, listed, whole
 from nmtool.errors import ConfigError
+from nmtool.fixedpoint import BoolArray
+from nmtool.network import counted
 from nmtool.operations import Shape
 from nmtool.quantization import QuantizedNetwork
 
@@ -45,7 +47,8 @@ class Site:
 
     ``cores`` of each chip can be used (None: all), ``probed`` names the populations whose spikes
     go to the host (None: the outputs). ``activity`` holds the spikes of every neuron; without it
-    every neuron counts as one spike. ``placement`` replaces nmtool's own.
+    every neuron counts as one spike. ``placement`` replaces nmtool's own. Where there are more
+    slices than ``core_budget`` (None: than cores), slices share cores.
     """
 
     chips: int = 1
@@ -53,6 +56,7 @@ class Site:
     probed: tuple[str, ...] | None = None
     activity: Activity | None = None
     placement: Placement | None = None
+    core_budget: int | None = None
 
     @classmethod
     def of(cls, hardware: HardwareConfig, populations: Iterable[str]) -> Site:
@@ -67,6 +71,15 @@ class Site:
     def cores_of(self, chip: ChipSpec) -> int:
         """Cores of each chip that can be used."""
         return chip.cores if self.cores is None else min(self.cores, chip.cores)
+
+    def room(self, chip: ChipSpec) -> int:
+        """Cores that can be used, of all chips."""
+        return self.cores_of(chip) * self.chips
+
+    def wanted(self, chip: ChipSpec) -> int:
+        """Cores to keep to, if slices that share cores can: the budget, or all."""
+        room = self.room(chip)
+        return room if self.core_budget is None else min(room, self.core_budget)
 
 
 def _probed(hardware: HardwareConfig, populations: Sequence[str]) -> tuple[str, ...] | None:
@@ -89,9 +102,10 @@ def _probed(hardware: HardwareConfig, populations: Sequence[str]) -> tuple[str, 
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What a population takes: its cores, the demand of its largest slice and of all together.
+    """What a population takes: of cores, of the one that it takes most of, and of all together.
 
-    ``limiting`` is the resource that its largest slice takes the largest ``share`` of.
+    ``largest`` is the most that it takes of each resource of a core. ``limiting`` is the resource
+    of which most, the ``share``, is taken of one of its cores, by all that is there.
     ``first_step`` is the first step after an input spike at which it can spike (None: it cannot).
     """
 
@@ -155,8 +169,8 @@ def lay_out(
     slices = slices_of(boxes)
     demands = [costs.demand(name, box, boxes) for name, box in slices]
     n_cores = site.cores_of(chip)
-    bins = pack(demands, chip, n_cores * site.chips)
-    if len(bins) > n_cores * site.chips:
+    bins = pack(demands, chip, site.wanted(chip))
+    if len(bins) > site.room(chip):
         layers = [(name, len(held)) for name, held in boxes.items()]
         return (), None, [too_many_cores(len(bins), n_cores, site.chips, layers, chip)]
     flow = traffic(network, costs.wirings, slices, site.activity)
@@ -166,7 +180,7 @@ def lay_out(
         Slice(name, box, *divmod(core[index], n_cores)) for index, (name, box) in enumerate(slices)
     )
     hops = spike_hops(flow, placement, chip, _basis(site))
-    return placement, _fit(costs, site, boxes, placement, hops), []
+    return placement, _fit(network, chip, site, placement, demands, hops), []
 
 
 def _too_many_neurons(network: QuantizedNetwork, chip: ChipSpec, site: Site) -> Violation | None:
@@ -174,10 +188,14 @@ def _too_many_neurons(network: QuantizedNetwork, chip: ChipSpec, site: Site) -> 
     room = chip.neurons_per_core
     cores = site.cores_of(chip)
     needed = -(-sum(p.size for p in network.populations.values()) // room)
-    if needed <= cores * site.chips:
+    if needed <= site.room(chip):
         return None
     layers = [(name, -(-p.size // room)) for name, p in network.populations.items()]
-    return too_many_cores(needed, cores, site.chips, layers, chip, "at least ")
+    chips = -(-needed // cores)
+    return replace(
+        too_many_cores(needed, cores, site.chips, layers, chip, "at least "),
+        advice=f"use fewer neurons, or a board of {chips} chips or more (chips: {chips})",
+    )
 
 
 def _given(
@@ -189,11 +207,12 @@ def _given(
         return (), None, [violation for _, violation in wrong]
     boxes = _boxes(network, placement)
     ordered = tuple(s for name in boxes for s in placement if s.population == name)
-    if violations := list(overfull(costs, boxes, ordered)):
+    demands = [costs.demand(s.population, s.box, boxes) for s in ordered]
+    if violations := list(_overfull(chip, ordered, demands)):
         return (), None, violations
     flow = traffic(network, costs.wirings, slices_of(boxes), site.activity)
     hops = spike_hops(flow, ordered, chip, _basis(site))
-    return ordered, _fit(costs, site, boxes, ordered, hops), []
+    return ordered, _fit(network, chip, site, ordered, demands, hops), []
 
 
 def held_against(
@@ -207,8 +226,9 @@ def held_against(
         return []
     if wrong := misplaced(shapes_of(network), placement, site.chips, site.cores_of(chip)):
         return [violation for _, violation in wrong]
-    costs = Costs.of(network, chip, ())
-    return list(overfull(costs, _boxes(network, placement), placement))
+    costs, boxes = Costs.of(network, chip, ()), _boxes(network, placement)
+    demands = [costs.demand(s.population, s.box, boxes) for s in placement]
+    return list(_overfull(chip, placement, demands))
 
 
 def shapes_of(network: QuantizedNetwork) -> dict[str, Shape]:
@@ -225,7 +245,10 @@ def misplaced(
     that is at fault, None where there is none.
     """
     wrong: list[tuple[int | None, Violation]] = [
-        (index, Violation("NM-FIT-031", f"placement of {part.population} {part.box}", *said))
+        (
+            index,
+            Violation("NM-FIT-031", f"placement of {part.population} {listed(part.box)}", *said),
+        )
         for index, part in enumerate(placement)
         for said in _wrong(shapes, part, chips, cores)
     ]
@@ -242,7 +265,7 @@ def _wrong(
     elif len(part.box) != len(shape) or not all(
         0 <= start < stop <= size for (start, stop), size in zip(part.box, shape, strict=True)
     ):
-        yield f"{part.box}", f"a box of the shape {shape}"
+        yield listed(part.box), f"a slice inside {listed(whole(shape))}"
     if not (0 <= part.chip < chips and 0 <= part.core < cores):
         found = f"chip {part.chip}, core {part.core}"
         yield found, f"chips 0 to {chips - 1}, cores 0 to {cores - 1}"
@@ -254,21 +277,22 @@ def _uncovered(
     """Populations of which not every neuron is in one slice."""
     for name, shape in shapes.items():
         held = {index: s.box for index, s in enumerate(placement) if s.population == name}
-        size, covered = int(np.prod(shape)), sum(map(count, held.values()))
-        twice = _overlap(list(held.values()), shape)
-        if covered != size or twice:
-            found = "neurons in two slices" if twice else f"{covered} neurons"
-            allowed = f"each of its {size} neurons once"
+        times = np.zeros(shape, dtype=np.int64)
+        for box in held.values():
+            times[tuple(slice(*ends) for ends in box)] += 1
+        wrong = ((times.ravel() == 0, "no slice"), (times.ravel() > 1, "several slices"))
+        if found := " and ".join(
+            _where(neurons, where) for neurons, where in wrong if neurons.any()
+        ):
+            allowed = f"each of its {times.size} neurons in one"
             violation = Violation("NM-FIT-031", f"placement of {name}", found, allowed)
             yield next(iter(held), None), violation
 
 
-def _overlap(held: Sequence[Box], shape: Shape) -> bool:
-    """Whether a neuron is in two boxes."""
-    times = np.zeros(shape, dtype=np.int64)
-    for box in held:
-        times[tuple(slice(*ends) for ends in box)] += 1
-    return bool(times.max(initial=0) > 1)
+def _where(neurons: BoolArray, where: str) -> str:
+    """How many neurons are there, and the first of them."""
+    places = np.flatnonzero(neurons)
+    return f"{counted(places, 'neuron')} in {where} (the first: {places[0]})"
 
 
 def _boxes(network: QuantizedNetwork, placement: Placement) -> Boxes:
@@ -279,40 +303,61 @@ def _boxes(network: QuantizedNetwork, placement: Placement) -> Boxes:
     return {name: tuple(boxes) for name, boxes in held.items()}
 
 
-def overfull(costs: Costs, boxes: Boxes, placement: Placement) -> Iterable[Violation]:
-    """The cores of a placement that hold more than they can."""
+def _overfull(
+    chip: ChipSpec, placement: Placement, demands: Sequence[Demand]
+) -> Iterable[Violation]:
+    """The cores of a placement that hold more than they can, by the demands of its slices."""
     held: dict[tuple[int, int], list[str]] = {}
     for part in placement:
         held.setdefault((part.chip, part.core), []).append(part.population)
-    for (chip, core), demand in _by_core(costs, boxes, placement).items():
-        for resource in exceeded(demand, costs.chip):
-            where = f"chip {chip} core {core} ({', '.join(dict.fromkeys(held[chip, core]))})"
-            yield core_overfull(where, demand, resource, costs.chip)
+    for core, demand in _by_core(zip(placement, demands, strict=True)).items():
+        for resource in exceeded(demand, chip):
+            where = f"chip {core[0]} core {core[1]} ({', '.join(dict.fromkeys(held[core]))})"
+            yield core_overfull(where, demand, resource, chip)
 
 
-def _by_core(costs: Costs, boxes: Boxes, placement: Placement) -> Mapping[tuple[int, int], Demand]:
+def _by_core(slices: Iterable[tuple[Slice, Demand]]) -> dict[tuple[int, int], Demand]:
+    """What slices take together of every core, (chip, core), that they are on."""
     used: dict[tuple[int, int], Demand] = {}
-    for s in placement:
-        demand = costs.demand(s.population, s.box, boxes)
+    for s, demand in slices:
         used[s.chip, s.core] = used.get((s.chip, s.core), Demand()) + demand
     return used
 
 
-def _fit(costs: Costs, site: Site, boxes: Boxes, placement: Placement, hops: Hops) -> Fit:
-    layers = []
-    for name, held in boxes.items():
-        demands = [costs.demand(name, box, boxes) for box in held]
-        largest = Demand(*(max(getattr(d, r) for d in demands) for r in RESOURCES))
-        part = shares(largest, costs.chip)
+def _most(demands: Iterable[Demand]) -> Demand:
+    """The most that any takes of each resource."""
+    each = list(demands)
+    return Demand(*(max(getattr(d, r) for d in each) for r in RESOURCES))
+
+
+def _fit(
+    network: QuantizedNetwork,
+    chip: ChipSpec,
+    site: Site,
+    placement: Placement,
+    demands: Sequence[Demand],
+    hops: Hops,
+) -> Fit:
+    """What a placement takes; ``demands`` are those of its slices."""
+    slices = list(zip(placement, demands, strict=True))
+    cores, layers = _by_core(slices), []
+    for name in dict.fromkeys(s.population for s in placement):
+        own = _by_core((s, demand) for s, demand in slices if s.population == name)
+        part = shares(_most(cores[core] for core in own), chip)
         limiting = max(SPLITTING, key=lambda r: part.get(r, 0.0))
-        cores = len({(s.chip, s.core) for s in placement if s.population == name})
-        total = sum(demands, Demand())
-        size = costs.network.populations[name].size
         layers.append(
-            LayerFit(name, size, cores, held[0], largest, total, limiting, part.get(limiting, 0.0))
+            LayerFit(
+                name,
+                network.populations[name].size,
+                len(own),
+                next(s.box for s in placement if s.population == name),
+                _most(own.values()),
+                sum(own.values(), Demand()),
+                limiting,
+                part.get(limiting, 0.0),
+            )
         )
-    used = len({(s.chip, s.core) for s in placement})
-    return Fit(site.chips, site.cores_of(costs.chip), used, tuple(layers), hops)
+    return Fit(site.chips, site.cores_of(chip), len(cores), tuple(layers), hops)
 
 
 def _basis(site: Site) -> str:

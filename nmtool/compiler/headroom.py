@@ -63,15 +63,18 @@ class Headroom:
 
 
 def headroom(network: QuantizedNetwork, chip: ChipSpec, site: Site, fit: Fit) -> Headroom:
-    """The headroom of a network that fits; savings are those of nmtool's own placement."""
-    costs = Costs.of(network, chip, site.probed)
-    own = cores_needed(costs, site)
+    """The headroom of a network that fits; savings are those of nmtool's own placement.
+
+    Slices of fewer weight bits share cores only to take no more of them than those there are.
+    """
+    costs, room = Costs.of(network, chip, site.probed), site.wanted(chip)
+    own = cores_needed(costs, room)
     savings = []
     for bits in fewer_bits(network, chip):
-        needed = cores_needed(with_bits(costs, bits), site)
+        needed = cores_needed(with_bits(costs, bits), room if own is None else own)
         if own is not None and needed is not None:
             savings.append(Saving(bits, needed, own - needed))
-    unprobed = own if site.probed is None else cores_needed(Costs.of(network, chip), site)
+    unprobed = own if site.probed is None else cores_needed(Costs.of(network, chip), room)
     return Headroom(tuple(savings), _nearest(fit), (own or 0) - (unprobed or 0))
 
 
@@ -90,29 +93,33 @@ def with_bits(costs: Costs, bits: int) -> Costs:
     return replace(costs, wirings=slim)
 
 
-def cores_needed(costs: Costs, site: Site) -> int | None:
-    """The cores that a network takes; None if not even the smallest slices fit a core."""
+def cores_needed(costs: Costs, room: int) -> int | None:
+    """The cores that a network takes, with slices that share cores where there are but ``room``.
+
+    None if not even the smallest slices fit a core.
+    """
     boxes, problems = partition(costs)
     if problems:
         return None
     demands = [costs.demand(name, box, boxes) for name, box in slices_of(boxes)]
-    return len(pack(demands, costs.chip, site.cores_of(costs.chip) * site.chips))
+    return len(pack(demands, costs.chip, room))
 
 
 def advised(
     problems: Sequence[Violation], network: QuantizedNetwork, chip: ChipSpec, site: Site
 ) -> list[Violation]:
-    """The same violations; those of cores and of memory say what would make the network fit."""
-    if not any(v.code in (_OF_CORES, *_OF_MEMORY) for v in problems):
+    """The same violations; those of cores and of memory say what would make the network fit.
+
+    What has an advice of its own keeps it: networks that are far too large are not cut for it.
+    """
+    if not any(v.code in (_OF_CORES, *_OF_MEMORY) and not v.advice for v in problems):
         return list(problems)
-    available = site.cores_of(chip) * site.chips
-    costs = Costs.of(network, chip, site.probed)
+    costs, room = Costs.of(network, chip, site.probed), site.room(chip)
     bits = next(
         (
             bits
             for bits in fewer_bits(network, chip)
-            if (needed := cores_needed(with_bits(costs, bits), site)) is not None
-            and needed <= available
+            if (needed := cores_needed(with_bits(costs, bits), room)) is not None and needed <= room
         ),
         None,
     )
@@ -122,6 +129,8 @@ def advised(
 def _advised(violation: Violation, bits: int | None, chips: int | None) -> Violation:
     of_cores = violation.code == _OF_CORES
     ways = []
+    if violation.advice:
+        return violation
     if bits is not None and (of_cores or violation.code in _OF_MEMORY):
         ways.append(f"weights of at most {bits} bits (weight_bits: {bits})")
     if chips is not None and of_cores:
@@ -131,7 +140,7 @@ def _advised(violation: Violation, bits: int | None, chips: int | None) -> Viola
 
 def _chips(costs: Costs, site: Site) -> int | None:
     """The chips that hold a network as it is; None if a core is too small for it."""
-    needed = cores_needed(costs, site)
+    needed = cores_needed(costs, site.room(costs.chip))
     return None if needed is None else -(-needed // site.cores_of(costs.chip))
 
 

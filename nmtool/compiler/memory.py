@@ -18,9 +18,6 @@ import numpy as np
 from nmtool.chip import SynapseMemory
 from nmtool.fixedpoint import IntArray
 
-SMALLEST_SHARE = 4
-"""Channels that a shared kernel row holds at least: 3 take the room of 4 (inferred)."""
-
 
 def row_bits(synapses: IntArray | int, bits: int, memory: SynapseMemory) -> IntArray:
     """Bits of rows of so many synapses, each of ``bits`` bits with its index and delay."""
@@ -34,14 +31,17 @@ def row_bits(synapses: IntArray | int, bits: int, memory: SynapseMemory) -> IntA
 
 def kernel_bits(rows: int, outputs: int, bits: int, memory: SynapseMemory) -> int:
     """Bits of shared kernels: ``rows`` weights of each of ``outputs`` channels."""
-    shares = np.array(powers_of_two(outputs), dtype=np.int64)
+    shares = np.array(powers_of_two(outputs, memory.kernel_channels_min), dtype=np.int64)
     words = _words(shares * bits + memory.kernel_header_bits, memory)
     return rows * int(words.sum())
 
 
-def powers_of_two(channels: int) -> list[int]:
-    """The powers of two whose sum holds so many channels, the largest first; none below 4."""
-    rounded = -(-channels // SMALLEST_SHARE) * SMALLEST_SHARE
+def powers_of_two(channels: int, smallest: int) -> list[int]:
+    """The powers of two, the largest first, whose sum holds so many channels.
+
+    Channels are rounded up to a multiple of ``smallest``, a power of two.
+    """
+    rounded = -(-channels // smallest) * smallest
     return [1 << bit for bit in range(rounded.bit_length() - 1, -1, -1) if rounded >> bit & 1]
 
 

@@ -17,9 +17,6 @@ from nmtool.compiler.wiring import Box, Wiring, count, whole, wirings
 from nmtool.network import data_flow
 from nmtool.quantization import QuantizedNetwork
 
-MIN_DELAY_SLOTS = 8
-"""Accumulator slots of every compartment, with delays or without (Loihi 1)."""
-
 
 @dataclass(frozen=True)
 class Demand:
@@ -116,7 +113,7 @@ class Costs:
                 total += wiring.sent(box, self.chip)
             else:
                 targets = boxes.get(p.target, (whole(self.network.shapes[p.target]),))
-                total += sum(wiring.slots(box, target) for target in targets)
+                total += sum(wiring.slots(box, target, self.chip) for target in targets)
         return total
 
     def _incoming(self, name: str) -> list[str]:
@@ -138,7 +135,7 @@ class Costs:
             ),
             default=0,
         )
-        return max(MIN_DELAY_SLOTS, 1 << (longest + 1).bit_length())
+        return max(self.chip.delay_slots_min or 1, 1 << (longest + 1).bit_length())
 
 
 @dataclass(frozen=True)

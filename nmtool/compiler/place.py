@@ -91,7 +91,7 @@ def traffic(
 ) -> IntArray:
     """Spikes from every slice to every other, shape (slices, slices); inputs are not counted.
 
-    A spike goes once to every core that holds a target, for each projection.
+    A spike goes once to every slice that holds a target, for each projection.
     """
     matrix = np.zeros((len(slices), len(slices)), dtype=np.int64)
     held: dict[str, list[int]] = {}

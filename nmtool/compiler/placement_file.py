@@ -22,7 +22,7 @@ from nmtool import yamlio
 from nmtool.chip import ChipSpec
 from nmtool.compiler.fit import Site, misplaced
 from nmtool.compiler.place import Placement, Slice
-from nmtool.compiler.wiring import Box
+from nmtool.compiler.wiring import Box, listed
 from nmtool.errors import ConfigError
 from nmtool.operations import Shape
 from nmtool.yamlio import Strict
@@ -96,9 +96,8 @@ def _entry(part: Slice) -> str:
         raise ConfigError(f"population {part.population!r}: found a name that no YAML line holds")
     plain = part.population.isidentifier() and part.population.lower() not in _YAML_WORDS
     name = part.population if plain else _quoted(part.population)
-    ranges = [list(ends) for ends in part.box]
-    where = f"neurons: {ranges[0]}" if len(ranges) == 1 else f"box: {ranges}"
-    return f"population: {name}, {where}, chip: {part.chip}, core: {part.core}"
+    key = "neurons" if len(part.box) == 1 else "box"
+    return f"population: {name}, {key}: {listed(part.box)}, chip: {part.chip}, core: {part.core}"
 
 
 def _quoted(name: str) -> str:

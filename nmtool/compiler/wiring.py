@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from nmtool.chip import ChipSpec, SynapseMemory
+from nmtool.chip import ChipSpec
 from nmtool.compiler.memory import delay_bits, index_bits, kernel_bits, powers_of_two, row_bits
 from nmtool.fixedpoint import BoolArray, IntArray
 from nmtool.operations import (
@@ -35,13 +35,6 @@ Box: TypeAlias = tuple[Pair, ...]
 """Neurons [start, stop) on every axis of a shape."""
 
 
-AXON_BASES = 256
-"""Targets that the base of a shared axon counts (Loihi 1: nengo-loihi ``conv.py``)."""
-
-SLOTS = 2
-"""Output axons that an axon shared by channels takes (Loihi 1: nengo-loihi ``block.py``, pop32)."""
-
-
 def whole(shape: Shape) -> Box:
     """The box of all neurons of a shape."""
     return tuple((0, size) for size in shape)
@@ -58,6 +51,12 @@ def neurons(box: Box, shape: Shape) -> IntArray:
     return np.asarray(np.ravel_multi_index(np.ix_(*axes), shape)).ravel()
 
 
+def listed(box: Box) -> str:
+    """A box as placement files have it: [start, stop), or a list of these for several axes."""
+    ranges = [list(ends) for ends in box]
+    return str(ranges[0] if len(ranges) == 1 else ranges)
+
+
 class Wiring(Protocol):
     """What the synapses of one projection take in cores."""
 
@@ -70,7 +69,7 @@ class Wiring(Protocol):
     def reach(self, source: Box, target: Box) -> int:
         """How many neurons of a box of sources have a synapse into a box of targets."""
 
-    def slots(self, source: Box, target: Box) -> int:
+    def slots(self, source: Box, target: Box, chip: ChipSpec) -> int:
         """Output axons of a box of sources to a box of targets, where axons are not shared."""
 
     def sources(self, target: Box) -> BoolArray:
@@ -104,7 +103,7 @@ class Full:
         """All of them."""
         return count(source) if count(target) else 0
 
-    def slots(self, source: Box, target: Box) -> int:
+    def slots(self, source: Box, target: Box, chip: ChipSpec) -> int:
         """One for each source."""
         return self.reach(source, target)
 
@@ -205,21 +204,21 @@ class Window:
         if memory.kernels == "shared":
             rows = self.x.taps.shape[1] * self.y.taps.shape[1] * sources
             return kernel_bits(rows, per_source, bits, memory)
-        sizes, last = self._rows(box, memory)
+        sizes, last = self._rows(box, chip.axons.base_targets)
         index = index_bits(last + 1, memory)
         if index is None:
             return _TOO_MUCH
         return int(row_bits(sizes * sources * per_source, bits + index, memory).sum())
 
-    def _rows(self, box: Box, memory: SynapseMemory) -> tuple[IntArray, int]:
+    def _rows(self, box: Box, base: int) -> tuple[IntArray, int]:
         """Targets of every row of a channel, and the largest index of a synapse.
 
         Inputs share a row if the same kernel places reach outputs and the first of these lies in
-        the same stretch of targets that the base of an axon can count.
+        the same stretch of ``base`` targets, which the base of an axon can count.
         """
         x, y = self.x.uses(box[0])[:, None], self.y.uses(box[1])[None]
         n_y, n_channels = box[1][1] - box[1][0], box[2][1] - box[2][0]
-        start = (x[..., 2] * n_y + y[..., 2]) * n_channels // AXON_BASES * AXON_BASES
+        start = (x[..., 2] * n_y + y[..., 2]) * n_channels // base * base
         span = (x[..., 3] * n_y + y[..., 3]) * n_channels + n_channels - 1
         n_patterns = self.y.taps.shape[0] + self.y.size
         pattern = x[..., 0] * n_patterns + y[..., 0]
@@ -234,9 +233,11 @@ class Window:
             return self.stride
         return int(self.x.seen(box[0]).sum()) * int(self.y.seen(box[1]).sum())
 
-    def slots(self, source: Box, target: Box) -> int:
-        """Two for each place."""
-        return SLOTS * self._places(source, target) if self.reach(source, target) else 0
+    def slots(self, source: Box, target: Box, chip: ChipSpec) -> int:
+        """For each place as many as an axon takes that its channels share."""
+        if not self.reach(source, target):
+            return 0
+        return chip.axons.per_place * self._places(source, target)
 
     def reach(self, source: Box, target: Box) -> int:
         """Places that both see, times the channels of the groups in common."""
@@ -265,7 +266,8 @@ class Window:
     def sent(self, source: Box, chip: ChipSpec) -> int:
         """Every place once for each power of two in its channels."""
         places = count(source[:2])
-        return places * len(powers_of_two(source[2][1] - source[2][0]))
+        smallest = chip.synapse_memory.kernel_channels_min
+        return places * len(powers_of_two(source[2][1] - source[2][0], smallest))
 
     def _groups(self, channels: Pair) -> Pair:
         """The first and the last group of a range of output channels."""
@@ -327,7 +329,7 @@ class Listed:
         rows = self._rows(target)
         return int(np.count_nonzero(rows[neurons(source, self.shapes[0])]))
 
-    def slots(self, source: Box, target: Box) -> int:
+    def slots(self, source: Box, target: Box, chip: ChipSpec) -> int:
         """One for each source."""
         return self.reach(source, target)
 

@@ -19,9 +19,10 @@ import numpy as np
 from nmtool.backends.base import Recording
 from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import ChipSpec
-from nmtool.compiler import Program, compile_program
+from nmtool.compiler import Program, Site, compile_program
 from nmtool.errors import CheckFailed, UnsupportedError
 from nmtool.fixedpoint import IntArray, exact_shift, shift
+from nmtool.formats.claims import MAX_CHIPS
 from nmtool.formats.container import writing
 from nmtool.formats.netx import BIAS_EXPONENT, NetxOptions, load_netx
 from nmtool.network import data_flow
@@ -95,7 +96,8 @@ def _trial(network: QuantizedNetwork, path: Path, chip: ChipSpec) -> tuple[Expor
         again = load_netx(trial, chip, options)
         content = trial.read_bytes()
         missing = not_built(trial)
-    programs = [compile_program(n, chip, n_steps=CHECKED_STEPS) for n in (network, again)]
+    roomy = Site(chips=MAX_CHIPS)  # a file is for any board
+    programs = [compile_program(n, chip, None, CHECKED_STEPS, site=roomy) for n in (network, again)]
     left, right = (_random_run(program) for program in programs)
     pairs = dict(zip(programs[0].order, programs[1].order, strict=True))
     for ours, theirs in pairs.items():

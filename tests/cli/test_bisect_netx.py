@@ -10,6 +10,7 @@ import pytest
 import nmtool as api
 from nmtool import formats
 from nmtool.backends.faults import read_back
+from nmtool.backends.lava.client import LavaWorker
 from nmtool.backends.lava.compat import slayer_missing
 from nmtool.chip import SynapseFormat
 from nmtool.network import Input, PeriodicReset
@@ -71,6 +72,18 @@ def exported(work):
 GIVEN = ("--program", "program.h5", "--input", "x.npy")
 
 
+@pytest.fixture(scope="module")
+def worker():
+    """One worker for many tests: to start Lava takes seconds."""
+    with LavaWorker() as shared:
+        yield shared
+
+
+@pytest.fixture
+def warm(worker, monkeypatch):
+    monkeypatch.setattr("nmtool.cli.netx_operand.LavaWorker", lambda _: worker)
+
+
 class TestInLava:
     pytestmark = lava
 
@@ -79,9 +92,10 @@ class TestInLava:
         assert done.code == 0, done.err
         assert done.json["compared"] == ["spikes", "current", "voltage"]
 
-    def test_a_weight_that_the_import_changed_is_found(self, nmtool, exported, work):
+    def test_a_weight_that_the_import_changed_is_found(self, nmtool, exported, work, warm):
         broken = flipped(exported, "j1", 7, 5)
         formats.save(work / "broken.h5", broken)
+        np.save(work / "x.npy", np.random.default_rng(1).random((1, 6, STEPS)) < 0.2)
         given = ("--program", "broken.h5", "--input", "x.npy")
         done = nmtool("bisect", "netx:chain.net", "emulator", *given, "-o", "r.h5", "--json")
         assert done.code == 1, done.err
@@ -93,7 +107,7 @@ class TestInLava:
         again = nmtool("compare", "r.h5", "netx:chain.net")
         assert again.code == 0, again.err
 
-    def test_the_networks_of_the_wheel_with_a_changing_bias(self, nmtool, work):
+    def test_the_networks_of_the_wheel_with_a_changing_bias(self, nmtool, work, warm):
         tests = importlib.metadata.distribution("lava-dl").locate_file("tests/lava/lib/dl/netx")
         file = Path(str(tests)) / "tiny.net"
         if not file.is_file():
@@ -107,7 +121,7 @@ class TestInLava:
         done = nmtool("bisect", f"netx:{file}", "emulator", *GIVEN, "--json")
         assert done.code == 0, done.err
 
-    def test_layers_in_the_middle_of_a_file(self, nmtool, exported, work):
+    def test_layers_in_the_middle_of_a_file(self, nmtool, exported, work, warm):
         """num_layers and skip_layers are told by the names that the import gave."""
         api.export(chain(None, None, None), work / "long.net")
         network = api.load(work / "long.net", skip_layers=2, num_layers=3)
@@ -140,7 +154,9 @@ class TestInLava:
         assert "found layer 1 (pool), which netx cannot build" in done.err
         assert "pooled.net" in done.err
 
-    def test_an_average_is_refused_unless_the_program_leaves_it_out(self, nmtool, exported, work):
+    def test_an_average_is_refused_unless_the_program_leaves_it_out(
+        self, nmtool, exported, work, warm
+    ):
         with h5py.File("chain.net", "r+") as file:
             file["layer/3/type"] = b"average"
         network = api.load("chain.net", reset_interval=7, reset_offset=3)

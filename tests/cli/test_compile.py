@@ -174,7 +174,7 @@ def test_a_dry_run_writes_no_file_at_all(nmtool, folder, unchanged):
 
 
 def test_all_that_exceeds_a_budget_is_said_at_once(nmtool, folder, unchanged):
-    given = "cores=1,latency=1,neurons=35,chips=1,synapse_memory=0.5"
+    given = "cores=0,latency=1,neurons=35,chips=1,synapse_memory=0.5"
     with unchanged(folder):
         done = nmtool(*COMPILE, "--csv", "x.csv", "--budget", given)
     assert done.code == 5
@@ -182,11 +182,33 @@ def test_all_that_exceeds_a_budget_is_said_at_once(nmtool, folder, unchanged):
     codes = re.findall(r"^error: (NM-FIT-\d+) budget (\w+): found ([\d.]+)", done.err, re.M)
     assert [code for code, _, _ in codes] == ["NM-FIT-040"] * 4
     assert {key: found for _, key, found in codes} | {"synapse_memory": ""} == {
-        "cores": "2",
+        "cores": "1",
         "latency": "2",
         "neurons": "36",
         "synapse_memory": "",
     }
+
+
+def test_slices_share_cores_to_keep_to_a_budget(nmtool, folder):
+    assert nmtool(*COMPILE).code == 0
+    apart = program()
+    done = nmtool(*COMPILE, "--budget", "cores=1", "--force")
+    assert done.code == 0, done.err
+    assert re.search(r"^Cores used +1 of 120 ", done.out, re.M)
+    together = program()
+    assert {(part.chip, part.core) for part in together.placement} == {(0, 0)}
+    assert len({(part.chip, part.core) for part in apart.placement}) == 2
+    assert together.fingerprint == apart.fingerprint
+
+
+def test_a_dry_run_says_what_does_not_fit_before_what_exists(nmtool, folder):
+    assert nmtool(*COMPILE).code == 0
+    done = nmtool(*COMPILE, "--budget", "latency=1", "--dry-run")
+    assert done.code == 5
+    assert "NM-FIT-040 budget latency: found 2 steps, allowed 1; " in done.err
+    done = nmtool(*COMPILE, "--dry-run")
+    assert done.code == 2
+    assert "--force" in done.err
 
 
 def test_a_budget_may_be_used_up(nmtool, folder):
@@ -231,6 +253,45 @@ def test_documented_limits_leave_out_what_was_inferred(nmtool, folder, chip, har
     assert nmtool("deploy", "p.h5", "--hw", target, "-o", "r.h5").code == 0
 
 
+def test_a_program_for_a_chip_of_ones_own_names_its_file(nmtool, folder, chip, hardware, rasters):
+    own = hardware(chip=chip("cores: 7"), backend="emulator")
+    injected = "faults: {injected: [{kind: dead, population: hidden, neuron: 3}]}"
+    broken = hardware(injected, name="broken", chip="own.yaml", backend="emulator")
+    assert nmtool("compile", "run", "--hw", own, "-o", "p.h5").code == 0
+    refused = nmtool("deploy", "p.h5", "--hw", "emulator")
+    assert refused.code == 6
+    assert "made for the chip own" in refused.err
+    assert nmtool("deploy", "p.h5", "-s", "hw.chip=own.yaml", "-o", "r.h5").code == 0
+    export = ("export", "p.h5", "--format", "netx", "-o", "p.net")
+    refused = nmtool(*export)
+    assert refused.code == 3
+    assert "name the file of yours: --chip FILE.yaml" in refused.err
+    assert nmtool(*export, "--chip", "own.yaml").code == 0
+    record = ("golden", "record", "p.h5", "--hw", own, "--input", "spikes.npy", "-o", "g.h5")
+    assert nmtool(*record, "--cover", "2").code == 0
+    found = nmtool("bisect", "g.h5", broken, "-o", "replay.h5")
+    assert found.code == 1, found.err
+    assert "dead neuron" in found.out
+
+
+def test_all_that_compile_for_a_target_use_all_its_chips(nmtool, folder, chip, hardware):
+    small = chip("cores: 2", "neurons_per_core: 10", "slice_widths: any")
+    board = hardware("chips: 2", chip=small, backend="emulator")
+    assert nmtool("compile", "run", "--hw", small, "-o", "p.h5").code == 5
+    assert nmtool("compile", "run", "--hw", board, "-o", "p.h5").code == 0
+    assert {part.chip for part in program().placement} == {0, 1}
+    export = ("export", "p.h5", "--format", "netx", "-o", "p.net", "--chip", small)
+    assert nmtool(*export).code == 0
+    found = nmtool("finetune", "run", "--hw", board, "--dry-run")
+    assert found.code == 0, found.err
+    (folder / "checked.yaml").write_text(
+        (folder / "experiment.yaml").read_text()
+        + "checks: [{metric: accuracy, min: 0.0, on: [mine.yaml]}]\n"
+    )
+    found = nmtool("test", "checked.yaml", "--run", "run", "--hw", board)
+    assert found.code == 0, found.err
+
+
 # Chips, cores and probes of a target
 
 
@@ -249,7 +310,7 @@ def test_what_does_not_fit_says_what_would(nmtool, folder, chip, hardware, uncha
     assert done.code == 5
     (line,) = done.err.splitlines()
     assert "NM-FIT-030 network: found at least 8 cores needed (most by hidden 4, output 4)" in line
-    assert "use a board of 3 chips (chips: 3)" in line
+    assert "use fewer neurons, or a board of 3 chips or more (chips: 3)" in line
     two, three = ("-s", "hw.chips=2"), ("-s", "hw.chips=3")
     assert nmtool("compile", "run", "--hw", board, "-o", "p.h5", *two).code == 5
     assert nmtool("compile", "run", "--hw", board, "-o", "p.h5", *three).code == 0
@@ -313,14 +374,19 @@ def test_a_placement_is_written_changed_and_taken(nmtool, folder):
         ("population: hidden", "population: hiden", "3:5", "found the population hiden"),
         ("core: 0", "core: 120", "3:5", "cores 0 to 119"),
         ("chip: 0, core: 4", "chip: 1, core: 4", "4:5", "chips 0 to 0"),
-        ("[0, 16]", "[0, 17]", "3:5", "allowed a box of the shape (16,)"),
-        ("[0, 16]", "[0, 15]", "3:5", "found 15 neurons, allowed each of its 16 neurons once"),
-        ("[0, 16]", "[5, 5]", "3:5", "allowed a box of the shape (16,)"),
-        ("neurons: [0, 16]", "box: [[0, 4], [0, 4]]", "3:5", "a box of the shape (16,)"),
+        ("[0, 16]", "[0, 17]", "3:5", "found [0, 17], allowed a slice inside [0, 16]"),
+        ("[0, 16]", "[0, 15]", "3:5", "found 1 neuron in no slice (the first: 15), allowed each"),
+        ("[0, 16]", "[5, 5]", "3:5", "allowed a slice inside [0, 16]"),
+        ("neurons: [0, 16]", "box: [[0, 4], [0, 4]]", "3:5", "found [[0, 4], [0, 4]], allowed"),
         ("neurons: [0, 16], ", "", "3:5", "either neurons or box, one of them"),
         ("core: 4", "cor: 4", "4:", "did you mean core?"),
         ("placement/v1", "placement/v9", "1:", "nmtool.placement/v1"),
-        ("core: 4}", "core: 4}\n  - {population: output, neurons: [3, 4], core: 9}", "4:5", "two"),
+        (
+            "core: 4}",
+            "core: 4}\n  - {population: output, neurons: [3, 4], core: 9}",
+            "4:5",
+            "several",
+        ),
     ],
 )
 def test_a_wrong_placement_says_where(nmtool, folder, unchanged, old, new, where, says):
@@ -337,7 +403,7 @@ def test_a_placement_with_missing_populations_names_them(nmtool, folder):
     (folder / "half.yaml").write_text(PLACED[: PLACED.index("  - {population: output")])
     done = nmtool(*COMPILE, "--placement", "half.yaml")
     assert done.code == 3
-    assert re.search(r"half\.yaml:\d+:\d+: NM-FIT-031 placement of output: found 0 neu", done.err)
+    assert re.search(r"half\.yaml:\d+:\d+: NM-FIT-031 placement of output: found 20 neu", done.err)
 
 
 def test_a_placement_that_asks_too_much_of_a_core(nmtool, folder, chip, hardware):

@@ -245,6 +245,19 @@ def test_the_other_schemas_accept_the_shipped_files(nmtool, kind, files):
         assert conforms(plain(path), schema, schema), path
 
 
+def test_a_placement_file_is_checked_and_has_a_schema(nmtool, folder):
+    compiled = nmtool("compile", "run", "--hw", "emulator", "--placement-out", "p.yaml", "--force")
+    assert compiled.code == 0, compiled.err
+    assert nmtool("config", "check", "p.yaml").out == "p.yaml: ok (nmtool.placement/v1)\n"
+    schema = nmtool("config", "schema", "placement").json
+    assert conforms(plain(folder / "p.yaml"), schema, schema)
+    (folder / "p.yaml").write_text((folder / "p.yaml").read_text().replace("core:", "cor:", 1))
+    wrong = nmtool("config", "check", "p.yaml")
+    assert wrong.code == 3
+    assert "did you mean core?" in wrong.err
+    assert not conforms(plain(folder / "p.yaml"), schema, schema)
+
+
 def test_an_override_is_checked_too(nmtool, folder):
     assert nmtool("config", "check", "experiment.yaml", "-s", "train.epochs=3").code == 0
     done = nmtool("config", "check", "experiment.yaml", "-s", "train.epoks=3")
@@ -268,7 +281,7 @@ def test_a_chip_file_that_changes_another_is_checked_with_it(nmtool, folder, har
     assert done.code == 3
     assert re.match(r"small\.yaml:5:1: corse: .*did you mean cores\?", done.err)
     done = nmtool("config", "check", "small.yaml", "-s", "corse=2", "-s", "cores=x")
-    assert "small.yaml:1:1: cores.value: found 'x'" in done.err
+    assert "small.yaml:1:1: cores: found 'x'" in done.err
 
 
 def test_a_network_that_does_not_fit_ends_with_5_and_a_line_for_each_rule(nmtool, folder):

@@ -88,6 +88,7 @@ def run(backend: Any, program: Program, faults: Faults | None, rasters: Any) -> 
     return found
 
 
+scattered = cache(placed)
 EMULATED_BY_CORE = partial(EmulatorBackend, by_core=True)
 REFERENCE_BY_CORE = partial(ReferenceBackend, by_core=True)
 
@@ -97,7 +98,7 @@ def equal_to_the_reference(program: Program, faults: Faults, rasters: Any) -> li
     expected = run(ReferenceBackend, program, faults, rasters)
     for backend, same in (
         (EmulatorBackend, program),
-        (EMULATED_BY_CORE, placed(program)),
+        (EMULATED_BY_CORE, scattered(program)),
     ):
         found = run(backend, same, faults, rasters)
         assert_same(expected, found)
@@ -249,7 +250,7 @@ def test_all_kinds_together_equal_the_reference(make: Callable[[int], Program]) 
     faults = Faults.model_validate({"seed": 4, **random, "injected": injected})
     expected = equal_to_the_reference(program, faults, rasters)
     if make is not registers:  # whose many delays take the reference long
-        assert_same(expected, run(REFERENCE_BY_CORE, placed(program), faults, rasters))
+        assert_same(expected, run(REFERENCE_BY_CORE, scattered(program), faults, rasters))
 
 
 @pytest.mark.parametrize("make", MAKERS)

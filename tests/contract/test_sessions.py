@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from kinds import union
 from networks import make_program, make_spikes
 
 from nmtool.backends import Recording, open_session
+from nmtool.backends.lava.compat import lava_missing
 from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import HardwareConfig, load_chip, load_hardware
-from nmtool.compiler import compile_program
+from nmtool.compiler import Program, compile_program
 from nmtool.errors import ArtifactError, ConfigError, FitError, UnsupportedError, UsageError
 from nmtool.measure import compare
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation
 from nmtool.spikes import SpikeTrain
 
 ALL = "spikes,current,voltage"
+NEEDS_LAVA = pytest.mark.skipif(lava_missing() is not None, reason=str(lava_missing()))
 
 
 def assert_equal(a: Recording, b: Recording) -> None:
@@ -26,16 +31,36 @@ def assert_equal(a: Recording, b: Recording) -> None:
         assert set(getattr(a, quantity)) == set(getattr(b, quantity))
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_equals_the_reference(target: HardwareConfig, seed: int) -> None:
-    program = make_program(seed, delays=62 if seed % 4 == 3 else 5)
-    spikes = make_spikes(program, seed, samples=3, steps=80 if seed % 4 == 3 else 40)
+def assert_equals_the_reference(program: Program, inputs: Any, target: HardwareConfig) -> None:
     with ReferenceBackend().open(program) as session:
-        expected = session.run(spikes, probe=ALL)
+        expected = session.run(inputs, probe=ALL)
     with open_session(program, target) as session:
-        found = session.run(spikes, probe=ALL)
+        found = session.run(inputs, probe=ALL)
     assert_equal(expected, found)
     assert found.fingerprint == program.fingerprint
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_the_reference(simulator: HardwareConfig, seed: int) -> None:
+    program = make_program(seed, delays=62 if seed % 4 == 3 else 5)
+    spikes = make_spikes(program, seed, samples=3, steps=80 if seed % 4 == 3 else 40)
+    assert_equals_the_reference(program, spikes, simulator)
+
+
+@pytest.mark.lava
+@NEEDS_LAVA
+@pytest.mark.parametrize(("rest", "delays", "steps"), [((0, 1, 2), 5, 40), ((3,), 62, 80)])
+def test_lava_equals_the_reference(rest: tuple[int, ...], delays: int, steps: int) -> None:
+    """The same programs, side by side as one network: Lava starts once."""
+    seeds = [seed for seed in range(12) if seed % 4 in rest]
+    programs = {f"n{seed}": make_program(seed, delays=delays) for seed in seeds}
+    spikes = {
+        f"{name}.input": make_spikes(program, seed, samples=3, steps=steps)
+        for seed, (name, program) in zip(seeds, programs.items(), strict=True)
+    }
+    network = union({name: program.network for name, program in programs.items()})
+    program = compile_program(network, load_chip("loihi2"), n_steps=20)
+    assert_equals_the_reference(program, spikes, load_hardware("lava-sim"))
 
 
 @pytest.mark.parametrize("seed", [1, 4])
@@ -44,12 +69,11 @@ def test_order_of_samples_does_not_matter(target: HardwareConfig, seed: int) -> 
     spikes = make_spikes(program, seed, samples=4, steps=25)
     order = [2, 0, 3, 1]
     with open_session(program, target) as session:
-        straight = session.run(spikes, probe="spikes")
-        shuffled = session.run(spikes.select(order), probe="spikes")
+        both = session.run(spikes.select([0, 1, 2, 3, *order]), probe="spikes")
         alone = session.run(SpikeTrain.from_raster(spikes.to_raster()[2]), probe="spikes")
-    for name, train in straight.spikes.items():
+    for name, train in both.spikes.items():
         raster = train.to_raster()
-        assert np.array_equal(raster[order], shuffled.spikes[name].to_raster())
+        assert np.array_equal(raster[:4][order], raster[4:])
         assert np.array_equal(raster[2], alone.spikes[name].to_raster())
 
 

@@ -44,7 +44,7 @@ def reshaped(source, path, rng):
 def main():
     how, source, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    damage, count = {"bytes": (flipped, 400), "shapes": (reshaped, 100)}[how]
+    damage, count = {"bytes": (flipped, 200), "shapes": (reshaped, 60)}[how]
     rng = np.random.default_rng(0)
     path, seen = folder / "fuzz.net", Counter()
     for _ in range(count):

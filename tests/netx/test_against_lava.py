@@ -84,12 +84,15 @@ def small(wheel, recorded, lava):
         image = np.random.default_rng(0).integers(64, 141, 784)
         cases["mnist"] = case(wheel / "mnist.net", "bias", image, 36)
         cases["mnist, reset"] = case(wheel / "mnist.net", "bias", image, 36, reset_interval=16)
+        value = np.repeat(recorded("pilotnet_sdnn/input")[:33, :33].astype(np.int64), 8, axis=-1)
+        square = wheel / "gts/pilotnet_sdnn/square_network.net"
+        cases["square, sigma-delta"] = case(square, "value", value, 8)
         return cases, lava(cases)
 
     return run
 
 
-@pytest.mark.parametrize("name", [*TINY, "mnist", "mnist, reset"])
+@pytest.mark.parametrize("name", [*TINY, "mnist", "mnist, reset", "square, sigma-delta"])
 def test_small_networks(small, emulate, held, name):
     cases, sent = small()
     assert_same(emulate, held, cases[name], sent[name])
@@ -102,13 +105,6 @@ def test_the_last_layer_of_mnist_has_a_neuron_that_no_register_holds(wheel, smal
     assert not np.any(sent["mnist"][3])
     last = network.populations["layer3"]
     assert (last.decay_u, last.decay_v, last.threshold) == (-1, 4096, 1 << 17)
-
-
-def test_square_sigma_delta_network(recorded, lava, wheel, emulate, held):
-    value = recorded("pilotnet_sdnn/input")[:33, :33].astype(np.int64)
-    file = wheel / "gts/pilotnet_sdnn/square_network.net"
-    run = case(file, "value", np.repeat(value, 8, axis=-1), 8)
-    assert_same(emulate, held, run, lava({"run": run})["run"])
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ that changes nothing on the golden input is not covered by it, and is listed as 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -26,75 +28,87 @@ RIGHT_CAUSES = 0.9
 
 @dataclass(frozen=True)
 class Fault:
-    """One entry of ``faults.injected``, and what bisect should say of it."""
+    """An entry of ``faults.injected`` by the kind of network, and what bisect should say of it."""
 
     name: str
-    entry: dict
+    entry: Callable[[str], dict]
     population: str
     cause: str
     reset: bool = False
 
 
-def faults(kind):
-    busy, other = BUSY[kind]
-    sample, step = SENT[kind]
-    lost = {"population": "h", "neuron": busy, "sample": sample, "step": step}
-    entries = [
-        Fault("dead", {"kind": "dead", "population": "h", "neuron": busy}, "h", "dead neuron"),
-        Fault("stuck", {"kind": "stuck", "population": "o", "neuron": 2}, "o", "stuck neuron"),
-        Fault(
-            "threshold of one",
-            {"kind": "threshold", "population": "h", "neuron": EDGE[kind], "by": 1},
-            "h",
-            "threshold offset",
-        ),
-        Fault(
-            "threshold of all",
-            {"kind": "threshold", "population": "o", "by": 1},
-            "o",
-            "threshold offset",
-        ),
-        Fault("lost", {"kind": "lost_spike", **lost}, "h", "lost spike"),
-        Fault("late", {"kind": "late_spike", **lost}, "h", "late spike"),
-        Fault("delay in", {"kind": "delay", "projection": "ih", "by": 1}, "h", "delay"),
-        Fault("delay out", {"kind": "delay", "projection": "ho", "by": 1}, "o", "delay"),
-        Fault(
-            "reset between samples",
-            {"kind": "missing_reset", "population": "h"},
-            "h",
-            "missing reset",
-        ),
-        Fault(
-            "periodic reset",
-            {"kind": "missing_reset", "population": "h"},
-            "h",
-            "missing reset",
-            reset=True,
-        ),
-        Fault(
-            "reset phase",
-            {"kind": "reset_phase", "population": "h", "by": 1},
-            "h",
-            "reset phase",
-            reset=True,
-        ),
-        Fault("decay_u", {"kind": "decay_u", "population": "h", "by": 1}, "h", "decay"),
-        Fault("decay_v", {"kind": "decay_v", "population": "o", "by": -1}, "o", "decay"),
-        Fault(
-            "swapped",
-            {"kind": "swapped", "population": "h", "neurons": [busy, other]},
-            "h",
-            "swapped neurons",
-        ),
-    ]
-    if kind == "recurrent":
-        entries.append(
-            Fault("delay back", {"kind": "delay", "projection": "hh", "by": 1}, "h", "delay")
-        )
-    for bit in range(8):
-        entry = {"kind": "weight_bit", "projection": "ih", "weight": WEIGHT[kind], "bit": bit}
-        entries.append(Fault(f"bit {bit}", entry, "h", "weight bit flip"))
-    return entries
+def at(kind, name):
+    return lambda network: {"kind": kind, "population": name, "neuron": busy(network)[0]}
+
+
+def of_all(kind, name, by):
+    return lambda _: {"kind": kind, "population": name, "by": by}
+
+
+def of_spike(kind):
+    """The fault of one spike of the busiest neuron."""
+
+    def entry(network):
+        sample, step = sent(network)
+        return {**at(kind, "h")(network), "sample": sample, "step": step}
+
+    return entry
+
+
+def of_bit(bit):
+    """A bit of a weight into the busiest neuron."""
+
+    def entry(network):
+        place = [1, 1, 1, 1] if network == "conv" else [busy(network)[0], 5]
+        return {"kind": "weight_bit", "projection": "ih", "weight": place, "bit": bit}
+
+    return entry
+
+
+def delay(name):
+    return lambda _: {"kind": "delay", "projection": name, "by": 1}
+
+
+def unreset(_):
+    return {"kind": "missing_reset", "population": "h"}
+
+
+FAULTS = (
+    Fault("dead", at("dead", "h"), "h", "dead neuron"),
+    Fault(
+        "stuck", lambda _: {"kind": "stuck", "population": "o", "neuron": 2}, "o", "stuck neuron"
+    ),
+    Fault(
+        "threshold of one",
+        lambda network: {**of_all("threshold", "h", 1)(network), "neuron": edge(network)},
+        "h",
+        "threshold offset",
+    ),
+    Fault("threshold of all", of_all("threshold", "o", 1), "o", "threshold offset"),
+    Fault("lost", of_spike("lost_spike"), "h", "lost spike"),
+    Fault("late", of_spike("late_spike"), "h", "late spike"),
+    Fault("delay in", delay("ih"), "h", "delay"),
+    Fault("delay out", delay("ho"), "o", "delay"),
+    Fault("reset between samples", unreset, "h", "missing reset"),
+    Fault("periodic reset", unreset, "h", "missing reset", reset=True),
+    Fault("reset phase", of_all("reset_phase", "h", 1), "h", "reset phase", reset=True),
+    Fault("decay_u", of_all("decay_u", "h", 1), "h", "decay"),
+    Fault("decay_v", of_all("decay_v", "o", -1), "o", "decay"),
+    Fault(
+        "swapped",
+        lambda network: {"kind": "swapped", "population": "h", "neurons": [*busy(network)]},
+        "h",
+        "swapped neurons",
+    ),
+    *(Fault(f"bit {bit}", of_bit(bit), "h", "weight bit flip") for bit in range(8)),
+)
+BACK = Fault("delay back", delay("hh"), "h", "delay")
+"""Of the recurrent network only."""
+
+MATRIX = [
+    *((kind, fault) for kind in nets.KINDS for fault in FAULTS),
+    ("recurrent", BACK),
+]
 
 
 def target(*entries, backend="reference"):
@@ -106,37 +120,32 @@ def target(*entries, backend="reference"):
     )
 
 
-PROGRAMS = {
-    (kind, reset): nets.make_program(kind, nets.EVERY_FOUR if reset else None)
-    for kind in nets.KINDS
-    for reset in (False, True)
-}
-GOLDEN = {key: nets.make_golden(p, probe=nets.ALL) for key, p in PROGRAMS.items()}
+@cache
+def golden_of(kind, reset=False):
+    program = nets.make_program(kind, nets.EVERY_FOUR if reset else None)
+    return nets.make_golden(program, probe=nets.ALL)
 
 
-def _busy(kind):
+@cache
+def busy(kind):
     """Two neurons of h that spike, but not alike."""
-    counts = GOLDEN[kind, False].expected.spikes["h"].counts().sum(axis=0)
+    counts = golden_of(kind).expected.spikes["h"].counts().sum(axis=0)
     first, second = np.argsort(-counts, kind="stable")[:2]
     return int(first), int(second)
 
 
-def _sent(kind):
+@cache
+def sent(kind):
     """Sample and step of a spike of the busiest neuron that is followed by silence."""
-    raster = GOLDEN[kind, False].expected.spikes["h"].to_raster()[:, BUSY[kind][0]]
+    raster = golden_of(kind).expected.spikes["h"].to_raster()[:, busy(kind)[0]]
     sample, step = np.argwhere(raster[:, :-1] & ~raster[:, 1:])[0]
     return int(sample), int(step)
 
 
-def _weight(kind):
-    """A weight into the busiest neuron."""
-    shape = PROGRAMS[kind, False].network.projections["ih"].weight_mantissa.shape
-    return [BUSY[kind][0], 5] if len(shape) == 2 else [1, 1, 1, 1]
-
-
-def _edge(kind):
+@cache
+def edge(kind):
     """A neuron of h that once spikes with v less than one threshold unit above its threshold."""
-    golden = GOLDEN[kind, False]
+    golden = golden_of(kind)
     for neuron in range(golden.program.network.sizes["h"]):
         entry = {"kind": "threshold", "population": "h", "neuron": neuron, "by": 1}
         with open_session(golden.program, target(entry, backend="emulator")) as session:
@@ -144,13 +153,6 @@ def _edge(kind):
         if run.spikes["h"] != golden.expected.spikes["h"]:
             return neuron
     raise AssertionError("no spike is that close to its threshold")
-
-
-BUSY = {kind: _busy(kind) for kind in nets.KINDS}
-SENT = {kind: _sent(kind) for kind in nets.KINDS}
-WEIGHT = {kind: _weight(kind) for kind in nets.KINDS}
-EDGE = {kind: _edge(kind) for kind in nets.KINDS}
-MATRIX = [(kind, fault) for kind in nets.KINDS for fault in faults(kind)]
 
 
 def first_place(a, b, name):
@@ -166,13 +168,13 @@ def first_place(a, b, name):
 def results(tmp_path_factory):
     """For every fault of the matrix: the golden check, the bisection and what truly differs."""
     folder = tmp_path_factory.mktemp("golden")
-    for (kind, reset), golden in GOLDEN.items():
-        save_golden(folder / f"{kind}-{reset}.h5", golden)
     found = {}
     for kind, fault in MATRIX:
-        golden = GOLDEN[kind, fault.reset]
+        golden = golden_of(kind, fault.reset)
         path = folder / f"{kind}-{fault.reset}.h5"
-        outcome, run = check_golden(path, target(fault.entry))
+        if not path.exists():
+            save_golden(path, golden)
+        outcome, run = check_golden(path, target(fault.entry(kind)))
         found[kind, fault.name] = (
             outcome,
             run,
@@ -184,7 +186,7 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize(("kind", "fault"), MATRIX, ids=lambda x: getattr(x, "name", x))
 def test_a_fault_that_changes_anything_fails_the_golden_check(results, kind, fault):
     outcome, run, found = results[kind, fault.name]
-    expected = GOLDEN[kind, fault.reset].expected
+    expected = golden_of(kind, fault.reset).expected
     differs = any(
         np.any(expected.spikes[n].to_raster() != run.spikes[n].to_raster())
         or np.any(expected.current[n] != run.current[n])
@@ -222,10 +224,8 @@ def test_what_is_said_of_a_fault_does_not_contradict_itself(results):
 def test_a_lost_spike_is_the_cause_and_nothing_else_is_said_of_its_neuron():
     """u and v are right and only the spike is missing: no change of the neuron explains that."""
     kind = "dense"
-    golden = GOLDEN[kind, False]
-    sample, step = SENT[kind]
-    lost = {"population": "h", "neuron": BUSY[kind][0], "sample": sample, "step": step}
-    with open_session(golden.program, target({"kind": "lost_spike", **lost})) as session:
+    golden = golden_of(kind)
+    with open_session(golden.program, target(of_spike("lost_spike")(kind))) as session:
         run = session.run(golden.inputs, probe=nets.ALL)
     found = bisect(golden.program, golden.inputs, golden.expected, run)
     assert [cause.kind for cause in found.causes] == ["lost spike"]
@@ -235,7 +235,7 @@ def test_a_lost_spike_is_the_cause_and_nothing_else_is_said_of_its_neuron():
 @pytest.mark.parametrize("kind", nets.KINDS)
 def test_a_stale_write_is_found(kind):
     """New weights are written, the target keeps the old ones."""
-    golden = GOLDEN[kind, False]
+    golden = golden_of(kind)
     rng = np.random.default_rng(3)
     old = golden.program.network.projections["ih"].weight_mantissa
     new = np.clip(old + 16 * rng.integers(-2, 3, old.shape), -256, 254)
@@ -252,7 +252,7 @@ def test_a_stale_write_is_found(kind):
 @pytest.mark.parametrize("kind", nets.KINDS)
 def test_a_truncated_recording_is_a_regression_not_silence(tmp_path, kind):
     path = tmp_path / "g.h5"
-    golden = GOLDEN[kind, False]
+    golden = golden_of(kind)
     save_golden(path, golden)
     cut = target({"kind": "truncated", "steps": 20})
     for policies in ((), ("rate=1e9",)):
@@ -270,7 +270,7 @@ def test_a_truncated_recording_is_a_regression_not_silence(tmp_path, kind):
 
 
 def test_a_fault_before_the_end_of_a_truncated_recording_is_found(tmp_path):
-    golden = GOLDEN["dense", False]
+    golden = golden_of("dense")
     dead = {"kind": "dead", "population": "h", "neuron": busiest(golden, 20)}
     with open_session(golden.program, target(dead, {"kind": "truncated", "steps": 20})) as session:
         run = session.run(golden.inputs, probe=nets.ALL)
@@ -286,7 +286,7 @@ def busiest(golden, steps):
 
 @pytest.mark.parametrize("more", [[], [{"kind": "truncated", "steps": 40}]])
 def test_what_a_fault_changes_inside_the_tolerance_is_counted(tmp_path, more):
-    golden = nets.make_golden(PROGRAMS["dense", False])
+    golden = nets.make_golden(golden_of("dense").program)
     path = tmp_path / "g.h5"
     save_golden(path, golden)
     dead = {"kind": "dead", "population": "h", "neuron": busiest(golden, 40)}
@@ -301,7 +301,7 @@ def test_what_a_fault_changes_inside_the_tolerance_is_counted(tmp_path, more):
 
 def test_a_fault_that_nothing_shows_is_called_not_covered(tmp_path):
     """A dead neuron that never spikes anyway, with spikes probed only."""
-    golden = nets.make_golden(PROGRAMS["dense", False])
+    golden = nets.make_golden(golden_of("dense").program)
     counts = golden.expected.spikes["h"].counts().sum(axis=0)
     silent = int(np.flatnonzero(counts == 0)[0])
     path = tmp_path / "g.h5"
@@ -319,7 +319,7 @@ def test_a_fault_that_nothing_shows_is_called_not_covered(tmp_path):
 
 
 def test_faults_that_the_golden_run_has_too_are_not_called_uncovered(tmp_path):
-    golden = GOLDEN["dense", False]
+    golden = golden_of("dense")
     dead = target({"kind": "dead", "population": "h", "neuron": busiest(golden, 40)})
     with open_session(golden.program, dead) as session:
         run = session.run(golden.inputs, probe=golden.probe)
@@ -336,7 +336,7 @@ def test_two_hundred_healthy_runs_raise_no_alarm(tmp_path):
     paths = {}
     for kind in nets.KINDS:
         paths[kind] = tmp_path / f"{kind}.h5"
-        save_golden(paths[kind], GOLDEN[kind, False])
+        save_golden(paths[kind], golden_of(kind))
     rng = np.random.default_rng(0)
     jobs = [
         (nets.KINDS[int(rng.integers(3))], ("emulator", "reference")[int(rng.integers(5) == 0)])

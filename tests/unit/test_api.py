@@ -70,7 +70,7 @@ def test_only_a_program_is_opened(tmp_path):
     [
         (lambda: nmtool.compile(None), "compile: found None, allowed a Network or QuantizedNetw"),
         (lambda: nmtool.compile("n.h5"), "compile: found a str, allowed .*; nmtool.load reads a"),
-        (lambda: nmtool.compile(NETWORK, None), "compile: chip: found None, allowed a name or"),
+        (lambda: nmtool.compile(NETWORK, 3), "compile: chip: found a int, allowed a name or"),
         (lambda: nmtool.quantize(None), "quantize: found None, allowed a Network"),
         (lambda: nmtool.quantize(nmtool.quantize(NETWORK)), "it is quantised already"),
         (lambda: nmtool.open(None, "reference"), "open: found None, allowed a Program"),

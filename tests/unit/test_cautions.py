@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import strategies as nets
@@ -39,17 +41,22 @@ def test_a_network_with_nothing_odd_has_no_cautions():
 
 def test_neurons_that_lost_all_weights_are_named():
     line, *_ = cautions(fed(np.array([[1.0, 1.0], [1e-6, 0.0]])))
-    assert line.startswith(
-        "NM-FIT-063 fc.weight: all weights of 1 target neurons were rounded to 0"
-    )
+    assert line.startswith("NM-FIT-063 fc.weight: all weights of 1 target neuron were rounded to 0")
 
 
 def test_clipped_weights_are_named():
     lines = cautions(fed(np.full((2, 2), 1e6)))
     assert any(
-        line.startswith("NM-FIT-061 fc.weight: 100.00% of the values were clipped")
-        for line in lines
+        line.startswith("NM-FIT-061 fc.weight: 100 % of the values were clipped") for line in lines
     )
+
+
+def test_a_few_clipped_weights_are_not_none():
+    made = fed(np.full((2, 2), 0.25))
+    few = tuple(replace(error, clipped=2.5e-6) for error in made.network.errors)
+    lines = cautions(replace(made, network=replace(made.network, errors=few)))
+    assert all(": 0.00025 % of the values were clipped" in line for line in lines)
+    assert len(lines) == len(few)
 
 
 def test_a_population_that_nothing_feeds_is_named():

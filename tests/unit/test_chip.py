@@ -9,6 +9,7 @@ from nmtool.chip import (
     Faults,
     HardwareConfig,
     SynapseFormat,
+    chip_called,
     config_folder,
     is_chip,
     load_chip,
@@ -220,9 +221,9 @@ def test_files_may_extend_each_other(tmp_path):
         (HEAD + "extends: none.yaml\n", r"mine\.yaml:3:1: \S*none\.yaml: no such file"),
         (HEAD + "extends: 3\n", r"mine\.yaml:3:1: extends: found 3"),
         (HEAD + "extends: mine.yaml\n", r"mine\.yaml:3:1: extends: found mine.yaml, which ext"),
-        (HEAD + "extends: loihi2\ncores: many\n", r"mine\.yaml:4:1: cores.*found 'many'"),
+        (HEAD + "extends: loihi2\ncores: many\n", r"mine\.yaml:4:1: cores: found 'many'"),
         (HEAD + "extends: loihi2\n\ncores: {value: 0}\n", r"mine\.yaml:5:9: cores.* found 0"),
-        (HEAD + "extends: loihi2\ncores: 1073741824\n", r"mine\.yaml:4:1: .*equal to 4096"),
+        (HEAD + "extends: loihi2\ncores: 1073741824\n", r"yaml:4:1: cores: .*equal to 4096"),
         (HEAD + "extends: loihi2\ncores: 129\n", r"mine\.yaml:4:1: cores: .*up to 128: 32 tiles"),
         (HEAD + "extends: loihi2\nmesh: [1, 1]\n", r"mine\.yaml:4:1: cores: found 120, .*up to 4"),
         (HEAD + "extends: loihi2\ncorse: 3\n", r"mine\.yaml:4:1: corse: .* did you mean cores"),
@@ -246,6 +247,25 @@ def test_files_may_extend_each_other(tmp_path):
 def test_a_wrong_change_names_its_place(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_chip(write(tmp_path, text))
+
+
+def test_a_value_of_several_kinds_is_one_problem():
+    with pytest.raises(ConfigError) as caught:
+        load_hardware("emulator", ["probes.spikes=nix"])
+    (line,) = str(caught.value).splitlines()
+    assert line.endswith("probes.spikes: found 'nix', allowed 'outputs' or 'all' or a valid list")
+
+
+@pytest.mark.parametrize("given", [None, "loihi2", "mine.yaml"])
+def test_a_chip_of_ones_own_is_found_by_its_file(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, HEAD + "extends: loihi2\n")
+    assert chip_called("loihi1", given, "--chip FILE.yaml") == "loihi1"
+    if given == "mine.yaml":
+        assert chip_called("mine", given, "--chip FILE.yaml") == given
+        return
+    with pytest.raises(ConfigError, match=r"chip mine: found no .*yours: --chip FILE\.yaml"):
+        chip_called("mine", given, "--chip FILE.yaml")
 
 
 def test_all_wrong_changes_are_shown_at_once(tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import strategies as nets
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nmtool
@@ -79,6 +79,21 @@ def test_the_nearest_limit_is_the_largest_share_of_a_core_or_of_the_board():
     assert (nearest.population, nearest.resource, nearest.share) == ("network", "cores", 1.0)
 
 
+def test_slices_that_share_a_core_fill_it_together():
+    made = network(64, 128, 80)
+    apart = compile_program(made, LOIHI2)
+    together = compile_program(made, LOIHI2, site=Site(core_budget=1))
+    used = [sum(layer.total.synapse_bits for layer in p.fit.layers) for p in (apart, together)]
+    assert used[0] == used[1]
+    assert (apart.fit.cores, together.fit.cores) == (2, 1)
+    share = used[1] / LOIHI2.synapse_bits_per_core
+    assert [layer.share for layer in together.fit.layers] == [share, share]
+    assert all(layer.share < share for layer in apart.fit.layers)
+    found = headroom(together.network, LOIHI2, Site(core_budget=1), together.fit)
+    assert found.nearest.share == share
+    assert [saving.freed for saving in found.savings] == [0] * 6
+
+
 def test_a_network_without_weights_has_headroom():
     made = Network("n", {}, {"a": Population((5,), NEURON, np.ones(5))}, {}, ("a",))
     program = compile_program(made, LOIHI2)
@@ -145,8 +160,8 @@ def test_a_budget_is_checked_against_the_program_itself():
         (violation,) = over_budget(program, {key: most - 0.5})
         assert violation.code == "NM-FIT-040"
         assert key in violation.where
-    with pytest.raises(FitError, match=r"(?s)budget cores.*budget latency"):
-        nmtool.compile(made, budget={"cores": 1, "latency": 1})
+    with pytest.raises(FitError, match=r"(?s)budget cores: found 1 core, .*budget latency"):
+        nmtool.compile(made, budget={"cores": 0.5, "latency": 1})
     with pytest.raises(UsageError, match="did you mean latency"):
         nmtool.compile(made, budget={"latencies": 1})
     assert parse_budget(" cores = 2 , latency=3.5,") == {"cores": 2.0, "latency": 3.5}
@@ -157,6 +172,14 @@ def test_compile_in_python_takes_a_target_and_documented_limits():
     assert nmtool.compile(made, site=Site(cores=1)).fit.cores == 1
     target = load_hardware("kapoho-point")
     assert nmtool.compile(made, site=target).fit.chips == target.chips == 8
+    four = load_hardware("emulator", ["chip=loihi1", "weight_bits=4"])
+    program = nmtool.compile(made, site=four)
+    assert program.chip == "loihi1"
+    assert {p.weight_bits for p in program.network.projections.values()} == {4}
+    with pytest.raises(ConfigError, match="found the chip loihi2 and the target emulator, which"):
+        nmtool.compile(made, "loihi2", site=four)
+    with pytest.raises(ConfigError, match="found weight_bits 8, allowed up to 4"):
+        nmtool.compile(made, weight_bits=8, site=four)
     program = nmtool.compile(made, limits="documented")
     assert program.provenance["limits"] == "documented"
     assert nmtool.compile(made).provenance["limits"] == "all"
@@ -214,6 +237,7 @@ def test_a_name_that_no_line_holds_is_refused():
 # First steps
 
 
+@settings(max_examples=25)
 @given(nets.programs(n_steps=24))
 def test_no_population_spikes_before_its_first_step(program):
     net = program.network

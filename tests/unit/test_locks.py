@@ -105,6 +105,17 @@ def test_a_target_waits_its_turn_as_long_as_a_run_may_take(tmp_path, monkeypatch
         backend.open(nets.make_program("dense"))
 
 
+def test_no_process_waits_for_itself(monkeypatch):
+    monkeypatch.setenv("PYTEST_XDIST_TESTRUNUID", "session-1")
+    lock = BoardLock("10.0.0.1")
+    naps = []
+    monkeypatch.setattr("time.sleep", naps.append)
+    with pytest.raises(BoardUnavailable, match=rf"held by .*{os.getpid()}"):
+        BoardLock("10.0.0.1", turn=5.0)
+    assert len(naps) < 10
+    lock.release()
+
+
 def test_a_turn_that_never_comes_is_given_up(other_worker, monkeypatch):
     monkeypatch.setenv("PYTEST_XDIST_TESTRUNUID", "session-1")
     with pytest.raises(BoardUnavailable, match=r"still after 0\.2 s"):

@@ -145,7 +145,7 @@ def test_convolutions_take_on_loihi_1_what_nengo_loihi_counts(
 def test_channels_of_a_place_share_an_axon_on_loihi_1():
     wired, box = window((6, 6, 2), 3, (3, 3), padding=(1, 1))
     assert wired.input_axons(box, LOIHI1) == 36  # places: nengo-loihi counts 36 as well
-    assert wired.slots(whole((6, 6, 2)), box) == 72  # and 2 slots each
+    assert wired.slots(whole((6, 6, 2)), box, LOIHI1) == 72  # and 2 slots each
     # Places that no kernel sees take none; nengo-loihi counts 56 here, with the last row of 7
     wired, box = window((8, 7, 3), 4, (3, 2), (2, 1))
     assert wired.input_axons(box, LOIHI1) == 49
@@ -176,7 +176,7 @@ def test_dense_weights_take_on_loihi_2_what_the_compiler_printed(axons, targets,
     [(1, [4]), (4, [4]), (5, [8]), (24, [16, 8]), (36, [32, 4]), (48, [32, 16]), (64, [64])],
 )
 def test_channels_are_stored_in_powers_of_two(channels, parts):
-    assert powers_of_two(channels) == parts
+    assert powers_of_two(channels, TWO.kernel_channels_min) == parts
 
 
 @pytest.mark.parametrize(

@@ -250,21 +250,21 @@ def test_a_program_without_a_placement_is_refused(backend):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p[1:], r"found the neuron \d+ on 0 cores, allowed every neuron on one"),
-        (lambda p: (*p, p[0]), r"found the neuron \d+ on 2 cores"),
+        (lambda p: p[1:], r"found \d+ neurons in no slice \(the first: 0\), allowed each"),
+        (lambda p: (*p, p[0]), r"found \d+ neurons in several slices"),
         (
             lambda p: (*p, replace(p[0], box=((0, 7), (0, 5), (0, 3)))),
-            r"found the slice .*7.*allowed slices of the shape \(6, 5, 3\)",
+            r"found .*7.*allowed a slice inside \[\[0, 6\], \[0, 5\], \[0, 3\]\]",
         ),
-        (lambda p: (*p, replace(p[0], box=((0, 1),))), "found the slice"),
-        (lambda p: (*p, replace(p[0], box=((-1, 1), (0, 5), (0, 3)))), "found the slice"),
+        (lambda p: (*p, replace(p[0], box=((0, 1),))), r"found \[0, 1\], allowed a slice"),
+        (lambda p: (*p, replace(p[0], box=((-1, 1), (0, 5), (0, 3)))), r"found \[\[-1, 1\]"),
     ],
 )
 def test_a_placement_that_is_damaged_is_refused(change, message):
     first = tuple(s for s in PLACED.placement if s.population == "one")
     rest = tuple(s for s in PLACED.placement if s.population != "one")
     damaged = replace(PLACED, placement=(*change(first), *rest))
-    with pytest.raises(ArtifactError, match=f"placement of one: {message}"):
+    with pytest.raises(ArtifactError, match=f"placement of one.*: {message}.*; compile it again$"):
         EmulatorBackend(by_core=True).open(damaged)
 
 
@@ -400,6 +400,14 @@ def test_cores_are_counted_through_the_chips():
         (
             {"injected": [{"kind": "dead_core", "core": [0, 120]}]},
             r"injected\[0\]: found the core \[0, 120\]",
+        ),
+        (
+            {"dead_cores": [0, [0, 0]]},
+            r"dead_cores\[1\]: found the core \[0, 0\], which faults.dead_cores\[0\] names already",
+        ),
+        (
+            {"dead_cores": [1], "injected": [{"kind": "dead_core", "core": 1}]},
+            r"injected\[0\]: found the core 1, which .* allowed each core once",
         ),
     ],
 )

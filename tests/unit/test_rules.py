@@ -489,14 +489,17 @@ def moved(index, **changes):
         (moved(0, core=-1), "found chip 0, core -1"),
         (moved(0, chip=-1), "found chip -1, core"),
         (moved(0, population="x"), "found the population x, allowed a, b"),
-        (moved(0, box=((0, 5),)), r"found \(\(0, 5\),\), allowed a box of the shape \(4,\)"),
-        (moved(0, box=((2, 2),)), "allowed a box of the shape"),
-        (moved(0, box=((0, 4), (0, 1))), "allowed a box of the shape"),
-        (moved(0, box=((0, 3),)), "placement of a: found 3 neurons, allowed each of its 4"),
-        (replace(PLACED, placement=PLACED.placement[:1]), "placement of b: found 0 neurons"),
+        (moved(0, box=((0, 5),)), r"a \[0, 5\]: found \[0, 5\], allowed a slice inside \[0, 4\]"),
+        (moved(0, box=((2, 2),)), "allowed a slice inside"),
+        (moved(0, box=((0, 4), (0, 1))), "allowed a slice inside"),
+        (
+            moved(0, box=((0, 3),)),
+            r"placement of a: found 1 neuron in no slice \(the first: 3\), allowed each of its 4",
+        ),
+        (replace(PLACED, placement=PLACED.placement[:1]), "placement of b: found 4 neurons in no"),
         (
             replace(PLACED, placement=(*PLACED.placement, PLACED.placement[0])),
-            "placement of a: found neurons in two slices",
+            "placement of a: found 4 neurons in several slices",
         ),
         (
             replace(
@@ -507,7 +510,7 @@ def moved(index, **changes):
                     PLACED.placement[1],
                 ),
             ),
-            "placement of a: found neurons in two slices",
+            r"a: found 2 neurons in no slice \(the first: 2\) and 2 neurons in several slices",
         ),
     ],
 )

@@ -69,7 +69,7 @@ def test_axons_of_loihi_1_are_those_of_the_synapses(chain, rng):
     assert wires.input_axons(target, LOIHI1) == axons.size
     held = np.intersect1d(ends, neurons(source, shape))
     slots = 2 * np.unique(held // shape[-1]).size if shared else held.size
-    assert wires.slots(source, target) == slots
+    assert wires.slots(source, target, LOIHI1) == slots
 
 
 def words(synapses, bits, header=10, block=64):

@@ -18,16 +18,14 @@ from nmtool.backends.base import (
     Probe,
     Progress,
     Recording,
-    input_batch,
     refuse_unsupported,
-    resolve_probe,
 )
 from nmtool.backends.boards import require_board
 from nmtool.backends.lava.compat import loihi_missing
 from nmtool.backends.lava.job import LavaBoard, LavaJob, LavaPopulation, LavaResult
 from nmtool.backends.lava.link import Patience
 from nmtool.backends.lava.lower import lower
-from nmtool.backends.lava.sim import LavaSimBackend, LavaSimSession, Probes
+from nmtool.backends.lava.sim import LavaSimBackend, LavaSimSession
 from nmtool.backends.limits import LIMITS
 from nmtool.backends.locks import BoardLock
 from nmtool.chip import Board, HardwareConfig
@@ -36,7 +34,6 @@ from nmtool.compiler.features import Feature
 from nmtool.errors import BoardTimeout, DependencyError, UnsupportedError
 from nmtool.fixedpoint import IntArray
 from nmtool.quantization import QuantizedNetwork
-from nmtool.spikes import SpikeTrain
 
 
 @dataclass(frozen=True)
@@ -154,18 +151,9 @@ class LavaLoihiSession(LavaSimSession):
         self._board = _job_board(backend.board, hardware)
         self._lock = lock
 
-    def run(
-        self,
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        n_steps: int | None = None,
-        probe: str | Probe | None = None,
-        progress: Progress | None = None,
-    ) -> Recording:
-        """Run samples, each from reset: all in one run, or each on a program loaded anew."""
-        self._check_open()
+    def _run(self, batch: InputBatch, probes: Probe, progress: Progress | None) -> Recording:
+        """Run samples: all in one run, or each on a program loaded anew."""
         self._check_no_stream()
-        batch = input_batch(self.program, spikes, n_steps)
-        probes = resolve_probe(self.program, probe)
         started = time.monotonic()
         if batch.n_samples == 0:
             raise UnsupportedError("lava-loihi: found 0 samples, allowed 1 or more")
@@ -187,16 +175,8 @@ class LavaLoihiSession(LavaSimSession):
             facts["samples"] = f"one run, neurons cleared every {plan.period} steps"
         return self._noted(result, probes, batch, time.monotonic() - started, facts)
 
-    def stream(
-        self,
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        probe: str | Probe | None = None,
-        n_steps: int | None = None,
-    ) -> Recording:
+    def _go_on(self, batch: InputBatch, probes: Probe) -> Recording:
         """Run the next steps of the one stream; what it records is set up by its first call."""
-        self._check_open()
-        batch = input_batch(self.program, spikes, n_steps)
-        probes = resolve_probe(self.program, probe)
         started = time.monotonic()
         result = self._streamed(batch, probes)
         facts = {"samples": "a stream"}
@@ -222,13 +202,13 @@ class LavaLoihiSession(LavaSimSession):
         if self._lock is not None:
             self._lock.release()
 
-    def _job(self, probes: Probes) -> LavaJob:
+    def _job(self, probes: Probe) -> LavaJob:
         """A job whose spikes include those of every population with a voltage probe."""
         made = super()._job(probes)
         spikes = tuple(dict.fromkeys((*made.probes.spikes, *made.probes.voltage)))
         return replace(made, board=self._board, probes=replace(made.probes, spikes=spikes))
 
-    def _jobs(self, batch: InputBatch, probes: Probes, plan: ResetPlan | None) -> list[LavaJob]:
+    def _jobs(self, batch: InputBatch, probes: Probe, plan: ResetPlan | None) -> list[LavaJob]:
         made = replace(self._job(probes), hold=None)
         rasters = {name: raster.astype(np.uint8) for name, raster in batch.rasters.items()}
         if plan is not None:
@@ -267,7 +247,7 @@ class LavaLoihiSession(LavaSimSession):
     def _noted(
         self,
         result: LavaResult,
-        probes: Probes,
+        probes: Probe,
         batch: InputBatch,
         wall: float,
         facts: Mapping[str, Any],

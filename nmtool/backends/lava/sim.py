@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,10 +20,7 @@ from nmtool.backends.base import (
     Progress,
     Quantity,
     Recording,
-    changed_weights,
-    input_batch,
     refuse_unsupported,
-    resolve_probe,
     unbatch,
 )
 from nmtool.backends.lava.client import LavaStream, LavaWorker
@@ -38,8 +35,6 @@ from nmtool.compiler.features import Feature
 from nmtool.errors import BoardTimeout, DependencyError, UnsupportedError, UsageError
 from nmtool.fixedpoint import IntArray
 from nmtool.spikes import SpikeTrain
-
-Probes: TypeAlias = Mapping[Quantity, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -85,20 +80,11 @@ class LavaSimSession(ManagedSession):
         self._timeout = backend.run_timeout
         self._worker = LavaWorker(patience or Patience(backend.load_timeout, backend.run_timeout))
         self._stream: LavaStream | None = None
-        self._probes: Probes = {}
+        self._probes: Probe = {}
 
-    def run(
-        self,
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        n_steps: int | None = None,
-        probe: str | Probe | None = None,
-        progress: Progress | None = None,
-    ) -> Recording:
-        """Run samples one after another in one long run, each from reset."""
-        self._check_open()
+    def _run(self, batch: InputBatch, probes: Probe, progress: Progress | None) -> Recording:
+        """Run samples one after another in one long run."""
         self._check_no_stream()
-        batch = input_batch(self.program, spikes, n_steps)
-        probes = resolve_probe(self.program, probe)
         started = time.monotonic()
         if batch.n_samples == 0:
             raise UnsupportedError(f"{self.name}: found 0 samples, allowed 1 or more")
@@ -125,12 +111,7 @@ class LavaSimSession(ManagedSession):
                 "session"
             )
 
-    def stream(
-        self,
-        spikes: SpikeTrain | Mapping[str, SpikeTrain],
-        probe: str | Probe | None = None,
-        n_steps: int | None = None,
-    ) -> Recording:
+    def _go_on(self, batch: InputBatch, probes: Probe) -> Recording:
         """Run the next steps of the one stream.
 
         Raises:
@@ -138,14 +119,11 @@ class LavaSimSession(ManagedSession):
                 first call did not ask for.
             UsageError: the stream ended with an error.
         """
-        self._check_open()
-        batch = input_batch(self.program, spikes, n_steps)
-        probes = resolve_probe(self.program, probe)
         started = time.monotonic()
         result = self._streamed(batch, probes)
         return self._recording(result, probes, batch, time.monotonic() - started)
 
-    def _streamed(self, batch: InputBatch, probes: Probes) -> LavaResult:
+    def _streamed(self, batch: InputBatch, probes: Probe) -> LavaResult:
         """The next steps of the stream, with an axis for its one sample."""
         if batch.n_samples != 1:
             raise UnsupportedError(
@@ -169,7 +147,7 @@ class LavaSimSession(ManagedSession):
             raise
         return with_axis
 
-    def _opened(self, probes: Probes) -> LavaStream:
+    def _opened(self, probes: Probe) -> LavaStream:
         """The stream, begun if there is none, if it records what is probed."""
         if self._stream is None:
             self._stream = self._worker.open(self._job(probes), self._timeout, check=self._checked)
@@ -187,16 +165,13 @@ class LavaSimSession(ManagedSession):
                 )
         return self._stream
 
-    def write_weights(self, projection: str, mantissa: IntArray) -> int:
-        """Write weights within the frozen format; returns how many of them changed."""
-        self._check_open()
-        self.program, changed = changed_weights(self.program, projection, mantissa)
-        if changed and self._stream is not None:
-            written = self.program.network.projections[projection].weight_mantissa
-            for part in self._lowered[projection]:
-                name = part.projection.name
-                self._stream.write_weights(name, part.mantissa(written), self._timeout)
-        return changed
+    def _store(self, projection: str) -> None:
+        """Write weights into the open stream; a run has those of the program."""
+        if self._stream is None:
+            return
+        written = self.program.network.projections[projection].weight_mantissa
+        for part in self._lowered[projection]:
+            self._stream.write_weights(part.projection.name, part.mantissa(written), self._timeout)
 
     def reset(self) -> None:
         """End the stream: the next one starts from reset."""
@@ -215,12 +190,12 @@ class LavaSimSession(ManagedSession):
         """Whether Lava's job may be held to the chip's ranges: not with values beyond them."""
         return not self.program.simulators_only
 
-    def _job(self, probes: Probes) -> LavaJob:
+    def _job(self, probes: Probe) -> LavaJob:
         """The program with these probes, and those by which its sums are checked."""
         return watched(job(self.program, self._lowered, probes, self._overflow))
 
     def _recording(
-        self, result: LavaResult, probes: Probes, batch: InputBatch, wall: float
+        self, result: LavaResult, probes: Probe, batch: InputBatch, wall: float
     ) -> Recording:
         def probed(quantity: Quantity, arrays: Mapping[str, Any]) -> dict[str, Any]:
             asked = probes.get(quantity, ())
@@ -252,7 +227,7 @@ class LavaSimSession(ManagedSession):
         )
 
 
-def _listed(probes: Probes) -> str:
+def _listed(probes: Probe) -> str:
     return ", ".join(f"{quantity}:{name}" for quantity, names in probes.items() for name in names)
 
 
