@@ -79,17 +79,91 @@ class NeuronConfig(Strict):
     voltage_decay: Annotated[float, Field(ge=0, le=1)]
 
 
-class LayerConfig(Strict):
-    """One dense layer: its number of neurons, name, and the delay of its synapses in steps.
+Count = Annotated[int, Field(ge=1, le=MAX_LAYER)]
+Size = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
+"""Of a window: one number for both axes, or [x, y]."""
+Padding = Annotated[int, Field(ge=0, le=MAX_LAYER)]
+LAYER_KINDS = ("dense", "conv", "pool", "recurrent")
+_WINDOW = {"kernel": "conv", "dilation": "conv", "groups": "conv", "weight": "pool"}
+_SHARED = ("stride", "padding")
 
-    ``bias`` is one real number for all neurons of the layer; ``neuron`` replaces the network's.
+
+class LayerConfig(Strict):
+    """One layer, fed by the one before; one of these says which kind it is.
+
+    - ``dense``: so many neurons with weights from everything before;
+    - ``conv``: so many channels of a convolution with ``kernel``, ``stride``, ``padding``,
+      ``dilation``, ``groups``;
+    - ``pool``: sums over windows of that size, a ``stride`` apart (the size of the window unless
+      given). Without a name it has no neurons: the next layer's weights see the sums. With a name
+      its sums, times the fixed ``weight``, drive neurons (SLAYER's pool block);
+    - ``recurrent``: as ``dense``, and every neuron reaches every neuron of the layer.
+
+    ``delay`` is that of its synapses in steps, those from the layer itself have none. ``bias`` is
+    one real number for all neurons of the layer; ``neuron`` replaces the network's.
     """
 
-    dense: Annotated[int, Field(ge=1, le=MAX_LAYER)]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
+    dense: Count | None = None
+    conv: Count | None = None
+    pool: Size | None = None
+    recurrent: Count | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")] | None = None
+    kernel: Size | None = None
+    stride: Size | None = None
+    padding: Padding | Annotated[list[Padding], Field(min_length=2, max_length=2)] = 0
+    dilation: Size = 1
+    groups: Count = 1
+    weight: Rate | None = None
     delay: Annotated[int, Field(ge=0, le=1 << 16)] = 0
     bias: float | None = None
     neuron: NeuronConfig | None = None
+
+    @property
+    def kind(self) -> str:
+        """Which of ``LAYER_KINDS`` it is."""
+        return next(kind for kind in LAYER_KINDS if getattr(self, kind) is not None)
+
+    @property
+    def size(self) -> int:
+        """Neurons of a dense or recurrent layer."""
+        return self.dense or self.recurrent or 0
+
+    @property
+    def has_neurons(self) -> bool:
+        """Whether it is a population: every layer but a pool without a name."""
+        return self.pool is None or self.name is not None
+
+    @property
+    def _changed(self) -> set[str]:
+        """The keys that have not their default."""
+        fields = type(self).model_fields
+        return {key for key, field in fields.items() if getattr(self, key) != field.default}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> LayerConfig:
+        kinds = [kind for kind in LAYER_KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            found = " and ".join(kinds) or "none"
+            raise ValueError(f"one of {', '.join(LAYER_KINDS)}; found {found}")
+        for key in self._changed & {*_WINDOW, *_SHARED}:
+            allowed = _WINDOW.get(key, "conv or pool")
+            if self.kind not in allowed:
+                raise ValueError(f"{key} in a layer with {allowed}; found it with {self.kind}")
+        if self.conv is not None and self.kernel is None:
+            raise ValueError("a kernel for the convolution")
+        if self.pool is not None and self.name is None:
+            if neurons := self._changed & {"weight", "delay", "bias", "neuron"}:
+                raise ValueError(
+                    f"a name for a pool with neurons; found {', '.join(sorted(neurons))} without"
+                )
+        elif self.name is None:
+            raise ValueError("a name for the layer")
+        return self
+
+
+def pair(size: int | list[int]) -> tuple[int, int]:
+    """A size for both axes as (x, y)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class Readout(Strict):
@@ -118,13 +192,15 @@ class NetworkConfig(Strict):
             raise ValueError("either layers or entry, one of them")
         if self.layers is None:
             return self
-        names = [layer.name for layer in self.layers]
+        with_neurons = [layer for layer in self.layers if layer.has_neurons]
+        names = [layer.name for layer in with_neurons]
         if len({*names, "input"}) != len(names) + 1:
             raise ValueError(f"layer names that differ and are not input; found {names}")
-        sizes = [layer.dense for layer in self.layers]
-        if sum(a * b for a, b in pairwise([1, *sizes])) > MAX_WEIGHTS:
+        sizes = [layer.size for layer in self.layers]
+        own = sum((layer.recurrent or 0) ** 2 for layer in self.layers)
+        if sum(a * b for a, b in pairwise([1, *sizes])) + own > MAX_WEIGHTS:
             raise ValueError(f"at most {MAX_WEIGHTS} weights between the layers")
-        if self.neuron is None and any(layer.neuron is None for layer in self.layers):
+        if self.neuron is None and any(layer.neuron is None for layer in with_neurons):
             raise ValueError("a neuron for the network, or one for each of its layers")
         return self
 

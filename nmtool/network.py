@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from nmtool.config import Check, Data, NetworkConfig, NeuronConfig, Readout
-from nmtool.errors import ConfigError, UnsupportedError
+from nmtool.config import Check, Data, Readout
+from nmtool.errors import ConfigError
 from nmtool.operations import (
     Chain,
     Dense,
@@ -509,12 +509,8 @@ def model_of(population: Any) -> str:
     return str(population.model)
 
 
-def beyond_dense_cuba(
-    inputs: Mapping[str, Input],
-    populations: Mapping[str, Any],
-    projections: Mapping[str, _Edge],
-) -> Iterator[str]:
-    """What of a network is more than CUBA neurons, dense weights and one delay a projection.
+def beyond_cuba(inputs: Mapping[str, Input], populations: Mapping[str, Any]) -> Iterator[str]:
+    """What of a network is more than spikes, CUBA neurons and one axonal delay a population.
 
     For methods that handle these only; holds for a Network and for a QuantizedNetwork.
     """
@@ -531,6 +527,15 @@ def beyond_dense_cuba(
             yield f"population {name}: found a periodic reset, allowed none"
         if np.ndim(population.axonal_delay):
             yield f"population {name}: found an axonal delay for each neuron, allowed one for all"
+
+
+def beyond_dense_cuba(
+    inputs: Mapping[str, Input],
+    populations: Mapping[str, Any],
+    projections: Mapping[str, _Edge],
+) -> Iterator[str]:
+    """What of a network is more than CUBA neurons, dense weights and one delay a projection."""
+    yield from beyond_cuba(inputs, populations)
     for name, projection in projections.items():
         kinds = [type(operation).__name__ for operation in projection.operations]
         if kinds != ["Dense"]:
@@ -554,51 +559,3 @@ def data_flow(
                 reached.append(target)
                 yield target
     yield from (name for name in populations if name not in reached)
-
-
-def from_config(
-    config: NetworkConfig, n_inputs: int, n_classes: int, seed: int, name: str = "network"
-) -> Network:
-    """The untrained network of an experiment's ``network.layers``.
-
-    A chain of dense layers; weights are drawn uniformly from
-    +- ``init_gain * threshold / sqrt(fan_in)``.
-
-    Raises:
-        ConfigError: the last layer has not ``neurons_per_class`` neurons for every class.
-        UnsupportedError: an entry function makes the network, not layers.
-    """
-    if config.layers is None:
-        raise UnsupportedError("network: found an entry function, allowed layers")
-    wanted = n_classes * config.readout.neurons_per_class
-    if config.layers[-1].dense != wanted:
-        raise ConfigError(
-            f"network.layers.{len(config.layers) - 1}.dense: found {config.layers[-1].dense}, "
-            f"allowed {wanted} ({n_classes} classes x {config.readout.neurons_per_class} "
-            "neurons_per_class)"
-        )
-    rng = np.random.default_rng([seed, 0])
-    populations: dict[str, Population] = {}
-    projections: dict[str, Projection] = {}
-    source, fan_in = "input", n_inputs
-    for layer in config.layers:
-        neuron = _neuron(layer.neuron or config.neuron)
-        bias = None if layer.bias is None else np.full(layer.dense, layer.bias)
-        populations[layer.name] = Population((layer.dense,), neuron, bias)
-        bound = config.init_gain * neuron.threshold / np.sqrt(fan_in)
-        weight = rng.uniform(-bound, bound, (layer.dense, fan_in)).astype(np.float32)
-        projections[layer.name] = Projection.dense(source, layer.name, weight, layer.delay)
-        source, fan_in = layer.name, layer.dense
-    return Network(
-        name,
-        {"input": Input((n_inputs,))},
-        populations,
-        projections,
-        (source,),
-        readout=config.readout,
-    )
-
-
-def _neuron(config: NeuronConfig | None) -> CubaLif:
-    assert config is not None
-    return CubaLif(config.threshold, config.current_decay, config.voltage_decay)

@@ -277,6 +277,15 @@ def apply_override(document: Document, override: str) -> None:
         del document.marks[mark]
 
 
+def located(error: Exception, document: Document, section: Path_) -> ConfigError:
+    """An error about a section with file:line:column, that of the key that its message names."""
+    key = str(error).partition(":")[0].split(".")
+    where = tuple(int(part) if part.isdigit() else part for part in key)
+    inside = len(where) > len(section) and where[: len(section)] == section
+    row, column = document.where(where if inside else section)
+    return ConfigError(f"{document.path}:{row}:{column}: {error}")
+
+
 def validate(document: Document, model: type[Model]) -> Model:
     """Validate a document against a pydantic model; unknown keys get the nearest match."""
     if not isinstance(document.data, Mapping):

@@ -84,11 +84,7 @@ def _check_network(experiment: Experiment, path: Path, document: yamlio.Document
     try:
         quantize(build_network(experiment, path.parent), load_chip("loihi2"))
     except NmtoolError as error:
-        key = str(error).partition(":")[0].split(".")
-        where = [int(part) if part.isdigit() else part for part in key]
-        inside = where[0] == "network" and len(where) > 1
-        row, column = document.where(where if inside else ("network",))
-        raise ConfigError(f"{path}:{row}:{column}: {error}") from None
+        raise yamlio.located(error, document, ("network",)) from None
 
 
 @command.command("schema")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nmtool import yamlio
 from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb, warn
 from nmtool.cli.runs import Run
 from nmtool.config import Engine, Experiment, load_experiment, resolved_json
-from nmtool.errors import UsageError
+from nmtool.errors import ConfigError, UsageError
 from nmtool.training import require_torch
 
 if TYPE_CHECKING:
@@ -51,7 +52,13 @@ def command(experiment: str, output: str | None, resume: bool, options: Options)
         from nmtool.training.build import build_network
         from nmtool.training.trainer import train as _  # noqa: F401
 
-    network = build_network(config, Path(experiment).parent)
+    try:
+        network = build_network(config, Path(experiment).parent)
+    except ConfigError as error:
+        if not str(error).startswith("network.layers."):
+            raise
+        document = yamlio.read(Path(experiment), overrides)
+        raise yamlio.located(error, document, ("network",)) from None
     if options.dry_run:
         _report_dry_run(options, config, network)
         return

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from nmtool.config import Experiment
-from nmtool.data import n_classes, n_features
+from nmtool.config import Data, Experiment
+from nmtool.data import load_split, n_classes, n_features
 from nmtool.errors import ConfigError, NmtoolError
-from nmtool.network import Network, from_config
+from nmtool.layers import from_config
+from nmtool.network import Network
 
 
 def build_network(experiment: Experiment, folder: Path) -> Network:
@@ -39,7 +40,8 @@ def build_network(experiment: Experiment, folder: Path) -> Network:
                 f"{type(network).__name__}, allowed a nmtool Network"
             )
     else:
-        network = from_config(experiment.network, inputs, classes, experiment.seed)
+        shape = _input_shape(experiment.data)
+        network = from_config(experiment.network, shape, classes, experiment.seed)
     _check_ends(network, inputs, classes * experiment.network.readout.neurons_per_class)
     return replace(
         network,
@@ -49,6 +51,12 @@ def build_network(experiment: Experiment, folder: Path) -> Network:
         checks=tuple(experiment.checks),
         weight_bits=experiment.train.weight_bits,
     )
+
+
+def _input_shape(data: Data) -> tuple[int, ...]:
+    """(x, y, channel) of images, (lines,) of what has no places."""
+    shape = load_split(data, "train").shape
+    return (*shape, 1) if len(shape) == 2 else shape
 
 
 def _entry(entry: str, folder: Path) -> Callable[[int, int, int], object]:

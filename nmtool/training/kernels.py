@@ -1,8 +1,13 @@
-"""Compiled layers of CUBA neurons for training: integer forward, float backward, by events.
+"""Compiled populations of CUBA neurons for training: integer forward, float backward, by events.
 
 States are integers in the chip's units (a real voltage of 1 is 4096), gradients are float32 in real
 units. Arrays of states and gradients have the shape (samples, steps, neurons), so that the neurons
-of a step lie side by side; weights have the shape (sources, targets).
+of a step lie side by side.
+
+What a spike does stands in rows of weights: a row lies side by side in the array of weights and is
+added to as many neighbouring targets. ``ways[start[i]:start[i + 1]]`` are those of source i, each
+(where its row begins, the first target, the length of the row, the delay in steps). A dense
+projection has one for each source, a convolution one for each place of the kernel.
 """
 
 from __future__ import annotations
@@ -22,10 +27,10 @@ _EXP2 = tuple(
 """Taylor coefficients of 2^x, for x from -1/2 to 1/2."""
 
 BLOCK = 256
-"""Targets that are run at once: their weights stay in the cache."""
+"""Targets that are run at once, at most: their weights stay in the cache."""
 
 LANES = 16
-"""Blocks are padded to a multiple of so many targets, which one vector register holds."""
+"""Numbers that are added at once; blocks of targets are padded to a multiple of them."""
 
 SOURCES = 128
 """Sources whose weight gradients are summed at once: their rows stay in the cache."""
@@ -77,6 +82,43 @@ def _lowest(_typing: Any, _bits: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
+@intrinsic
+def _add_lanes(_typing: Any, out: Any, _at: Any, row: Any, _begin: Any) -> Any:
+    """out[at:at + LANES] += row[begin:begin + LANES], of float32 or of integers that widen."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes, places, widths = [], [], []
+        for k in (0, 2):
+            kind = signature.args[k]
+            number = context.get_data_type(kind.dtype)
+            data = context.make_array(kind)(context, builder, arguments[k]).data
+            lanes.append(ir.VectorType(number, LANES))
+            pointer = builder.gep(data, [arguments[k + 1]])
+            places.append(builder.bitcast(pointer, lanes[-1].as_pointer()))
+            widths.append(kind.dtype.bitwidth // 8)
+        total = builder.load(places[0], align=widths[0])
+        added = builder.load(places[1], align=widths[1])
+        if isinstance(signature.args[0].dtype, types.Float):
+            total = builder.fadd(total, added)
+        else:
+            wide = added if widths[0] == widths[1] else builder.sext(added, lanes[0])
+            total = builder.add(total, wide)
+        builder.store(total, places[0], align=widths[0])
+        return context.get_dummy_value()
+
+    return types.void(out, types.int64, row, types.int64), generate
+
+
+@njit(inline="always", **_FAST)
+def _add(out: Any, at: int, row: Any, begin: int, length: int) -> None:
+    """out[at:at + length] += row[begin:begin + length]."""
+    whole = length - length % LANES
+    for k in range(0, whole, LANES):
+        _add_lanes(out, at + k, row, begin + k)
+    for k in range(whole, length):
+        out[at + k] += row[begin + k]
+
+
 @njit(inline="always", **_FAST)
 def _exp2(x: Any) -> Any:
     """2^x for x <= 0; below 2^-126 it is 2^-126."""
@@ -95,10 +137,24 @@ def _exp2(x: Any) -> Any:
 
 @njit(inline="always", **_FAST)
 def _decayed(state: np.int32, keep: np.int32) -> np.int32:
-    """trunc(state keep / 4096) in 32 bits."""
-    size = abs(state)
-    left = (size >> np.int32(12)) * keep + (((size & np.int32(4095)) * keep) >> np.int32(12))
-    return left if state >= 0 else -left
+    """trunc(state keep / 4096) in 32 bits, of which every step of the sum needs no more."""
+    size = np.int32(abs(state))
+    high = np.int32(np.int32(size >> np.int32(12)) * keep)
+    low = np.int32(np.int32(np.int32(size & np.int32(4095)) * keep) >> np.int32(12))
+    left = np.int32(high + low)
+    return left if state >= 0 else np.int32(-left)
+
+
+@njit(inline="always", **_FAST)
+def _spikes(voltage: Any, threshold: Any) -> Any:
+    """Whether a neuron spikes."""
+    return voltage > threshold
+
+
+@njit(inline="always", **_FAST)
+def _derivative(voltage: np.int32, threshold: Any, slope: Any, peak: Any) -> Any:
+    r"""The surrogate of a spike's derivative: peak 2^(-slope |v - threshold|) (SLAYER)."""
+    return peak * _exp2(-slope * abs(np.float32(voltage) - threshold))
 
 
 @njit(nogil=True, error_model="numpy", cache=True, fastmath={"reassoc"})
@@ -132,9 +188,10 @@ def round_weights(
     of the block) ``unit`` times, a whole number.
     """
     n, sources = weight.shape
+    width = blocks.shape[2]
     largest = 0.0
     for block in range(first, last):
-        begin, end = block * BLOCK, min(n, (block + 1) * BLOCK)
+        begin, end = block * width, min(n, (block + 1) * width)
         out = blocks[block]
         for tile in range(0, sources, TILE):
             for j in range(begin, end):
@@ -201,47 +258,104 @@ def turn(first: int, last: int, inner: Any, begins: Any, index: Any, turned: Any
 
 
 @njit(**_FAST)
-def forward(
+def relay(first: int, last: int, index: Any, begin: Any, place: Any, to: Any, out: Any) -> None:
+    """Events ``first`` to ``last`` of sources turned into events of the places that they reach.
+
+    Source i reaches ``place[begin[i]:begin[i + 1]]``. What event e gives begins at ``to[e]`` of
+    ``out``.
+    """
+    at = to[first]
+    for e in range(first, last):
+        for k in range(begin[index[e]], begin[index[e] + 1]):
+            out[at] = place[k]
+            at += 1
+
+
+@njit(**_FAST)
+def merge(
+    first: int, last: int, index: Any, start: Any, delay: int, offset: int, at: Any, merged: Any
+) -> None:
+    """Put events, ``delay`` steps later and as sources from ``offset`` on, into ``merged``.
+
+    ``at[b, t]`` is where the next event of that step goes, and moves on.
+    """
+    steps = start.shape[1] - 1
+    for b in range(first, last):
+        for t in range(steps - delay):
+            for e in range(start[b, t], start[b, t + 1]):
+                merged[at[b, t + delay]] = index[e] + offset
+                at[b, t + delay] += 1
+
+
+@njit(inline="always", **_FAST)
+def _update(
+    u: Any,
+    v: Any,
+    arrived: Any,
+    keep_u: Any,
+    keep_v: Any,
+    threshold: Any,
+    bias: Any,
+    voltage: Any,
+    spikes: Any,
+) -> np.int32:
+    """One step of neurons, after ``arrived`` (units of 1/64); returns the bits that states use.
+
+    ``voltage`` comes to hold the one before the reset.
+    """
+    large = np.int32(0)
+    for j in range(voltage.size):
+        current = np.int32(_decayed(u[j], keep_u[j]) + np.int32(arrived[j] << np.int32(6)))
+        state = np.int32(_decayed(v[j], keep_v[j]) + current + bias[j])
+        large = np.int32(large | abs(current) | abs(state))
+        spiked = _spikes(state, threshold[j])
+        u[j] = current
+        v[j] = np.int32(0) if spiked else state
+        voltage[j] = state
+        spikes[j] = np.int8(spiked)
+    return large
+
+
+@njit(**_FAST)
+def forward_dense(
     first: int,
     last: int,
     index: Any,
     start: Any,
     delay: int,
     weight: Any,
-    keep_u: np.int32,
-    keep_v: np.int32,
-    threshold: np.int32,
-    bias: Any,
+    neuron: Any,
     current: Any,
     voltage: Any,
     spikes: Any,
 ) -> int:
-    """Run a part of a layer; returns whether a state grew too large.
+    """Run a part of a population that dense weights feed; returns whether a state grew too large.
 
     The part is ``first`` to ``last`` of all samples of the first block of targets, then of the
     second, and so on. ``index[start[b, t]:start[b, t + 1]]`` are the sources that spike at step t,
     which arrive ``delay`` steps later. ``weight`` holds blocks of targets, shape (blocks, sources,
-    targets of the block), in units of 1/64. ``voltage`` is the one before the reset. ``current``
-    may have no steps: then it is not kept.
+    targets of the block), in units of 1/64. ``neuron`` holds keep_u, keep_v, threshold and
+    bias of every neuron. ``current`` may have no
+    steps: then it is not kept.
     """
     samples, steps, neurons = voltage.shape
     width = weight.shape[2]
     u = np.zeros(width, dtype=np.int32)
     v = np.zeros(width, dtype=np.int32)
-    drive = np.zeros(width, dtype=np.int32)
+    arrived = np.zeros(width, dtype=np.int32)
     large = np.int32(0)
     keep_current = current.shape[1] > 0
     for item in range(first, last):
         block, b = item // samples, item % samples
-        begin = block * BLOCK
-        n = min(BLOCK, neurons - begin)
+        begin = block * width
+        n = min(width, neurons - begin)
+        keep_u, keep_v = neuron[0, begin : begin + n], neuron[1, begin : begin + n]
+        threshold, bias = neuron[2, begin : begin + n], neuron[3, begin : begin + n]
         rows = weight[block]
-        drive[:n] = bias[begin : begin + n]
         u[:] = 0
         v[:] = 0
         for t in range(steps):
-            for j in range(width):
-                u[j] = _decayed(u[j], keep_u)
+            arrived[:] = 0
             if t >= delay:
                 e, end = start[b, t - delay], start[b, t - delay + 1]
                 while e + 4 <= end:
@@ -249,65 +363,203 @@ def forward(
                     r2, r3 = rows[index[e + 2]], rows[index[e + 3]]
                     for j in range(width):
                         four = np.int32(r0[j]) + np.int32(r1[j]) + np.int32(r2[j]) + np.int32(r3[j])
-                        u[j] += np.int32(four) << np.int32(6)
+                        arrived[j] += np.int32(four)
                     e += 4
                 while e < end:
                     row = rows[index[e]]
                     for j in range(width):
-                        u[j] += np.int32(row[j]) << np.int32(6)
+                        arrived[j] += np.int32(row[j])
                     e += 1
             out = voltage[b, t, begin : begin + n]
             fired = spikes[b, t, begin : begin + n]
-            for j in range(n):
-                state = _decayed(v[j], keep_v) + u[j] + drive[j]
-                large |= abs(u[j]) | abs(state)
-                out[j] = state
-                spiked = state > threshold
-                fired[j] = np.float32(spiked)
-                v[j] = np.int32(0) if spiked else state
+            large |= _update(u, v, arrived, keep_u, keep_v, threshold, bias, out, fired)
             if keep_current:
                 current[b, t, begin : begin + n] = u[:n]
     return int(large >> HUGE)
 
 
 @njit(**_FAST)
-def backward(
+def forward_rows(
     first: int,
     last: int,
-    gradient: Any,
+    index: Any,
+    start: Any,
+    delay: int,
+    from_source: Any,
+    ways: Any,
+    weight: Any,
+    from_neuron: Any,
+    own_ways: Any,
+    own_weight: Any,
+    ahead: int,
+    neuron: Any,
+    current: Any,
     voltage: Any,
-    threshold: np.float32,
-    slope: np.float32,
-    peak: np.float32,
-    keep_u: np.float32,
-    keep_v: np.float32,
-    arriving: Any,
-) -> None:
-    r"""Gradients of what arrives, from those of the spikes, of a part as in ``forward``.
+    spikes: Any,
+) -> int:
+    """Run samples ``first`` to ``last`` of neurons that rows of weights feed, also their own.
 
-    With :math:`\rho = \text{peak}\; 2^{-\text{slope} |v - \vartheta|}`,
+    ``from_source``, ``ways`` and ``weight`` say what the spikes of the sources do, ``from_neuron``,
+    ``own_ways`` and ``own_weight`` what those of the neurons themselves do, which arrive less than
+    ``ahead`` steps later. The rest as in ``forward_dense``.
+    """
+    _, steps, n = voltage.shape
+    u = np.zeros(n, dtype=np.int32)
+    v = np.zeros(n, dtype=np.int32)
+    coming = np.zeros((ahead, n), dtype=np.int32)
+    large = np.int32(0)
+    keep_current = current.shape[1] > 0
+    loops = own_ways.shape[0] > 0
+    whole = n - n % PIECE
+    keep_u, keep_v, threshold, bias = neuron[0], neuron[1], neuron[2], neuron[3]
+    for b in range(first, last):
+        u[:] = 0
+        v[:] = 0
+        coming[:] = 0
+        for t in range(steps):
+            arrived = coming[t % ahead]
+            if t >= delay:
+                for e in range(start[b, t - delay], start[b, t - delay + 1]):
+                    for w in range(from_source[index[e]], from_source[index[e] + 1]):
+                        _add(arrived, ways[w, 1], weight, ways[w, 0], ways[w, 2])
+            fired = spikes[b, t]
+            out = voltage[b, t]
+            large |= _update(u, v, arrived, keep_u, keep_v, threshold, bias, out, fired)
+            arrived[:] = 0
+            if keep_current:
+                current[b, t] = u
+            if loops:
+                for piece in range(0, whole, PIECE):
+                    bits = _nonzero(fired, piece)
+                    while bits != 0:
+                        j = piece + _lowest(bits)
+                        bits &= bits - np.uint64(1)
+                        _send(coming, t, from_neuron[j], from_neuron[j + 1], own_ways, own_weight)
+                for j in range(whole, n):
+                    if fired[j] != 0:
+                        _send(coming, t, from_neuron[j], from_neuron[j + 1], own_ways, own_weight)
+    return int(large >> HUGE)
+
+
+@njit(inline="always", **_FAST)
+def _send(coming: Any, t: int, begin: int, end: int, ways: Any, weight: Any) -> None:
+    """Add what a spike at step t brings to the steps to come."""
+    for w in range(begin, end):
+        late = coming[(t + ways[w, 3]) % coming.shape[0]]
+        _add(late, ways[w, 1], weight, ways[w, 0], ways[w, 2])
+
+
+@njit(fastmath={"contract"}, **_FAST)
+def backward(first: int, last: int, width: int, gradient: Any, voltage: Any, neuron: Any) -> None:
+    r"""Gradients of what arrives, in place of those of the spikes.
+
+    With :math:`\rho` of ``_derivative``,
 
     .. math::
         g_v[t] = \rho[t]\, g_s[t] + k_v\, g_v[t+1], \qquad g_x[t] = g_v[t] + k_u\, g_x[t+1]
 
-    The reset has no gradient (SLAYER).
+    The reset has no gradient (SLAYER). ``neuron`` holds threshold, slope, peak, k_u and k_v of
+    every neuron. The part is that of ``forward_dense`` with blocks of ``width`` targets.
     """
     samples, steps, neurons = voltage.shape
-    g_u = np.zeros(BLOCK, dtype=np.float32)
-    g_v = np.zeros(BLOCK, dtype=np.float32)
+    g_u = np.zeros(width, dtype=np.float32)
+    g_v = np.zeros(width, dtype=np.float32)
     for item in range(first, last):
-        b, begin = item % samples, item // samples * BLOCK
-        n = min(BLOCK, neurons - begin)
+        b, begin = item % samples, item // samples * width
+        end = min(neurons, begin + width)
+        threshold, slope, peak = neuron[0, begin:end], neuron[1, begin:end], neuron[2, begin:end]
+        keep_u, keep_v = neuron[3, begin:end], neuron[4, begin:end]
         g_u[:] = 0
         g_v[:] = 0
         for t in range(steps - 1, -1, -1):
-            g, state = gradient[b, t, begin : begin + n], voltage[b, t, begin : begin + n]
-            out = arriving[b, t, begin : begin + n]
-            for j in range(n):
-                rho = peak * _exp2(-slope * abs(np.float32(state[j]) - threshold))
-                g_v[j] = rho * g[j] + keep_v * g_v[j]
-                g_u[j] = g_v[j] + keep_u * g_u[j]
-                out[j] = g_u[j]
+            g, state = gradient[b, t, begin:end], voltage[b, t, begin:end]
+            _back(g, state, threshold, slope, peak, keep_u, keep_v, g_u, g_v)
+
+
+@njit(inline="always", **_FAST)
+def _back(
+    g: Any,
+    voltage: Any,
+    threshold: Any,
+    slope: Any,
+    peak: Any,
+    keep_u: Any,
+    keep_v: Any,
+    g_u: Any,
+    g_v: Any,
+) -> None:
+    """One step of ``backward``."""
+    for j in range(g.size):
+        rho = _derivative(voltage[j], threshold[j], slope[j], peak[j])
+        g_v[j] = rho * g[j] + keep_v[j] * g_v[j]
+        g_u[j] = g_v[j] + keep_u[j] * g_u[j]
+        g[j] = g_u[j]
+
+
+@njit(fastmath={"contract"}, **_FAST)
+def backward_step(t: int, gradient: Any, voltage: Any, neuron: Any, g_u: Any, g_v: Any) -> None:
+    """Step t of ``backward``, of all samples; ``g_u`` and ``g_v`` are those of the step after."""
+    threshold, slope, peak, keep_u, keep_v = neuron[0], neuron[1], neuron[2], neuron[3], neuron[4]
+    for b in range(gradient.shape[0]):
+        g, state = gradient[b, t], voltage[b, t]
+        _back(g, state, threshold, slope, peak, keep_u, keep_v, g_u[b], g_v[b])
+
+
+@njit(**_FAST)
+def rows_gradient(
+    first: int,
+    last: int,
+    index: Any,
+    start: Any,
+    delay: int,
+    from_source: Any,
+    ways: Any,
+    arriving: Any,
+    total: Any,
+) -> None:
+    """Add the gradients of rows of weights, of samples ``first`` to ``last``, to ``total``."""
+    steps = arriving.shape[1]
+    for b in range(first, last):
+        for t in range(steps - delay):
+            came = arriving[b, t + delay]
+            for e in range(start[b, t], start[b, t + 1]):
+                for w in range(from_source[index[e]], from_source[index[e] + 1]):
+                    _add(total, ways[w, 0], came, ways[w, 1], ways[w, 2])
+
+
+@njit(nogil=True, error_model="numpy", cache=True, fastmath={"reassoc", "contract"})
+def rows_back(
+    first: int, last: int, from_source: Any, ways: Any, weight: Any, arriving: Any, out: Any
+) -> None:
+    """Gradients of sources, from those of what arrives, of rows ``first`` to ``last`` of both."""
+    for r in range(first, last):
+        for i in range(out.shape[1]):
+            total = np.float32(0)
+            for w in range(from_source[i], from_source[i + 1]):
+                row, place = np.uint64(ways[w, 0]), np.uint64(ways[w, 1])
+                for j in range(np.uint64(ways[w, 2])):
+                    total += weight[row + j] * arriving[r, place + j]
+            out[r, i] = total
+
+
+@njit(**_FAST)
+def spread(first: int, last: int, begin: Any, place: Any, gradient: Any, out: Any) -> None:
+    """Gradients of sources, from those of the places that ``relay`` takes them to."""
+    for r in range(first, last):
+        for i in range(out.shape[1]):
+            total = np.float32(0)
+            for k in range(begin[i], begin[i + 1]):
+                total += gradient[r, place[k]]
+            out[r, i] = total
+
+
+@njit(**_FAST)
+def spread_one(first: int, last: int, place: Any, gradient: Any, out: Any) -> None:
+    """``spread`` where every source has one place."""
+    for r in range(first, last):
+        came, row = gradient[r], out[r]
+        for i in range(row.size):
+            row[i] = came[place[i]]
 
 
 @njit(**_FAST)

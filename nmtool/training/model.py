@@ -1,10 +1,11 @@
-"""What both engines share: which networks can be trained, and how they are made."""
+"""What both engines share: which networks can be trained, in what order, and their weights."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -14,41 +15,47 @@ import torch
 from nmtool.chip import ChipSpec
 from nmtool.config import Engine, Surrogate
 from nmtool.errors import UnsupportedError
-from nmtool.network import Network, Projection, beyond_dense_cuba
+from nmtool.network import Network, Projection, beyond_cuba, shapes
+from nmtool.operations import Chain, Scale, Shape, count_weighted, weighted
 
 States: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
 
 
 class Model(Protocol):
     """A Network that can be trained: a torch module with real weights by projection."""
 
     network: Network
-    feed: dict[str, str]
 
-    def __call__(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Spikes of every population, shape (samples, neurons, steps), from input spikes."""
+    def __call__(
+        self, x: torch.Tensor, populations: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Spikes of the populations (all, if none are named) from input spikes.
+
+        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps).
+        """
 
     def states(self, x: torch.Tensor) -> dict[str, States]:
         """(spikes, current, voltage before the reset) of every population, in real units."""
 
     def parameter(self, projection: str) -> torch.nn.Parameter:
-        """The real weights of a projection before rounding, as many as (target, source)."""
+        """The real weights of a projection before rounding, in the shape of its operation."""
 
     def train(self, mode: bool = True) -> Any:
         """Switch to training, or back."""
 
-    def load(self, weights: dict[str, Any]) -> None:
-        """Take over real weights by projection, shape (target, source)."""
+    def load(self, weights: Mapping[str, Any]) -> None:
+        """Take over real weights by projection, as ``weights`` gives them."""
 
-    def weights(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The real weights by projection, shape (target, source), before rounding."""
+    def weights(self) -> Weights:
+        """The real weights before rounding of all projections that are trained."""
 
 
 def make_model(network: Network, chip: ChipSpec, surrogate: Surrogate, engine: Engine) -> Model:
     """The network in an engine: ``event``, nmtool's compiled one, or ``slayer``, lava-dl's blocks.
 
     Raises:
-        UnsupportedError: a network that the engine cannot train.
+        UnsupportedError: a network that cannot be trained.
         FitError: a parameter that the chip cannot hold.
         DependencyError: lava-dl is missing (slayer).
     """
@@ -56,7 +63,7 @@ def make_model(network: Network, chip: ChipSpec, surrogate: Surrogate, engine: E
         from nmtool.training.slayer import SlayerNetwork
 
         return SlayerNetwork(network, chip, surrogate)
-    from nmtool.training.events import EventNetwork
+    from nmtool.training.engine import EventNetwork
 
     return EventNetwork(network, chip, surrogate)
 
@@ -79,55 +86,175 @@ def reproducible() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def feed(network: Network) -> dict[str, str]:
-    """The projection that feeds each population, in data-flow order.
+@dataclass(frozen=True, eq=False)
+class Synapses:
+    """A projection as it is trained.
+
+    Attributes:
+        name: of the projection.
+        source, target: names.
+        operations: the chain.
+        shape: of the source.
+        delay: steps from a spike of the source to its arrival: one, the projection's delay and
+            the source's axonal delay.
+        trained: whether its weights are parameters. A ``Scale``, and a chain without weights
+            (whose weight is 1), are fixed, as those of SLAYER's pool block are.
+    """
+
+    name: str
+    source: str
+    target: str
+    operations: Chain
+    shape: Shape
+    delay: int
+    trained: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Populations that run together: one, or all of a loop.
+
+    ``incoming`` come from inputs and earlier stages, ``within`` from the stage itself.
+    """
+
+    populations: tuple[str, ...]
+    incoming: tuple[Synapses, ...]
+    within: tuple[Synapses, ...]
+
+
+def stages(network: Network) -> tuple[Stage, ...]:
+    """The stages of a network, each after those that feed it.
 
     Raises:
-        UnsupportedError: recurrent or converging projections, or more than CUBA neurons, dense
-            weights and one delay a projection.
+        UnsupportedError: names the input, population or projection that cannot be trained, what
+            was found and what is allowed.
     """
-    fed: dict[str, str] = {}
-    for problem in beyond_dense_cuba(network.inputs, network.populations, network.projections):
+    _check(network)
+    synapses = [_synapses(network, name) for name in network.projections]
+    return tuple(
+        Stage(
+            loop,
+            tuple(s for s in synapses if s.target in loop and s.source not in loop),
+            tuple(s for s in synapses if s.target in loop and s.source in loop),
+        )
+        for loop in _ordered(network)
+    )
+
+
+def _check(network: Network) -> None:
+    for problem in beyond_cuba(network.inputs, network.populations):
         raise UnsupportedError(f"{problem} in training")
     for name, projection in network.projections.items():
-        if projection.target in fed:
+        if np.ndim(projection.delay):
             raise UnsupportedError(
-                f"projection {name}: found a second projection into {projection.target}, "
-                "training allows one for each population"
+                f"projection {name}: found a delay for each synapse, training allows one for all"
             )
-        fed[projection.target] = name
+        if (found := count_weighted(projection.operations)) > 1:
+            raise UnsupportedError(
+                f"projection {name}: found {found} operations with weights, training allows one "
+                "(a population between them has weights on both sides)"
+            )
+    fed = {projection.target for projection in network.projections.values()}
     for name in network.populations:
         if name not in fed:
             raise UnsupportedError(
-                f"population {name}: found no projection into it, training allows one for "
-                "each population"
+                f"population {name}: found no projection into it, training allows one or more"
             )
     if len(network.inputs) != 1:
         raise UnsupportedError(f"network: found {len(network.inputs)} inputs, training allows 1")
-    return _ordered(network, fed)
+    if not trained(network):
+        raise UnsupportedError(
+            "network: found no weights to train, allowed dense, sparse or convolutional weights in "
+            "one projection or more"
+        )
 
 
-def _ordered(network: Network, fed: dict[str, str]) -> dict[str, str]:
-    reached, ordered = set(network.inputs), dict[str, str]()
-    while len(ordered) < len(fed):
-        ready = [
-            target
-            for target, projection in fed.items()
-            if target not in ordered and network.projections[projection].source in reached
-        ]
-        if not ready:
-            raise UnsupportedError(
-                f"network: found a loop among {sorted(set(fed) - set(ordered))}, training "
-                "allows feed-forward networks"
-            )
-        ordered.update({target: fed[target] for target in ready})
-        reached.update(ready)
-    return ordered
+def is_trained(projection: Projection) -> bool:
+    """Whether training changes the weights of a projection; see ``Synapses``."""
+    has_weights = count_weighted(projection.operations) == 1
+    return has_weights and not isinstance(weighted(projection.operations), Scale)
 
 
-def with_weights(network: Network, weights: dict[str, Any]) -> Network:
-    """The same network with other real weights by projection."""
-    projections: dict[str, Projection] = {
-        name: p.with_weight(weights[name]) for name, p in network.projections.items()
+def trained(network: Network) -> tuple[str, ...]:
+    """The projections whose weights training changes."""
+    return tuple(name for name, p in network.projections.items() if is_trained(p))
+
+
+def _synapses(network: Network, name: str) -> Synapses:
+    projection = network.projections[name]
+    source = network.populations.get(projection.source)
+    return Synapses(
+        name,
+        projection.source,
+        projection.target,
+        projection.operations,
+        shapes(network.inputs, network.populations)[projection.source],
+        1 + int(projection.delay) + (int(source.axonal_delay) if source else 0),
+        is_trained(projection),
+    )
+
+
+def _ordered(network: Network) -> list[tuple[str, ...]]:
+    """The populations, those of a loop together, each after those that feed it."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    names = [*network.populations]
+    edges = [
+        (names.index(p.source), names.index(p.target))
+        for p in network.projections.values()
+        if p.source in network.populations
+    ]
+    source, target = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(edges)), (source, target)), (len(names), len(names)))
+    loop = connected_components(graph, connection="strong")[1]
+    before: dict[int, set[int]] = {int(k): set() for k in loop}
+    for one, other in edges:
+        if loop[one] != loop[other]:
+            before[int(loop[other])].add(int(loop[one]))
+    order = TopologicalSorter(before).static_order()
+    return [tuple(n for n, k in zip(names, loop, strict=True) if k == at) for at in order]
+
+
+class TrainableNetwork(torch.nn.Module):
+    """A Network, its stages in order, and the real weights that training changes.
+
+    Raises:
+        UnsupportedError: a network that cannot be trained.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.stages = stages(network)
+        self.trained = trained(network)
+        self._weights = torch.nn.ParameterList(
+            torch.from_numpy(np.array(network.projections[name].weight, np.float32))
+            for name in self.trained
+        )
+
+    def parameter(self, projection: str) -> torch.nn.Parameter:
+        """The real weights of a projection before rounding, in the shape of its operation."""
+        return self._weights[self.trained.index(projection)]
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        """Take over real weights by projection, as ``weights`` gives them."""
+        with torch.no_grad():
+            for name in self.trained:
+                value = np.asarray(weights[name], dtype=np.float32)
+                self.parameter(name).copy_(torch.as_tensor(value))
+
+    def weights(self) -> Weights:
+        """The real weights before rounding of all projections that are trained."""
+        return {
+            name: self.parameter(name).detach().numpy().astype(np.float32) for name in self.trained
+        }
+
+
+def with_weights(network: Network, weights: Mapping[str, Any]) -> Network:
+    """The same network with other real weights of the projections that are named."""
+    projections = {
+        name: p.with_weight(weights[name]) if name in weights else p
+        for name, p in network.projections.items()
     }
     return replace(network, projections=projections)

@@ -38,7 +38,7 @@ def record(
     model = make_model(network, chip, Surrogate(), engine)
     model.train(False)
     raster = torch.from_numpy(spikes.batch().astype(np.float32))
-    parts: dict[str, list[_Arrays]] = {name: [] for name in model.feed}
+    parts: dict[str, list[_Arrays]] = {name: [] for name in network.populations}
     with reproducible(), torch.no_grad():
         for start in range(0, len(raster), RECORD_BATCH):
             batch = raster[start : start + RECORD_BATCH]

@@ -1,4 +1,4 @@
-"""Networks as lava-dl SLAYER blocks whose forward pass is the chip's integer arithmetic.
+"""Networks of lava-dl's SLAYER parts, whose forward pass is the chip's integer arithmetic.
 
 Weights are rounded to the chip's synapse format in every forward pass (straight through in the
 backward pass), neurons run with the decays and thresholds that the registers will hold, and a
@@ -7,141 +7,276 @@ spike takes one step plus its delay. So the trained spikes are the deployed spik
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 
 from nmtool.backends.lava.compat import prepare_slayer
 from nmtool.chip import ChipSpec
 from nmtool.config import Surrogate
 from nmtool.network import Network
+from nmtool.operations import (
+    Conv,
+    Dense,
+    Flatten,
+    Operation,
+    Scale,
+    Shape,
+    Sparse,
+    SumPool,
+    count_weighted,
+)
 from nmtool.quantization import (
     STATE_SCALE,
+    QuantizedPopulation,
     choose_format,
     dequantize_weights,
     quantize,
     quantize_weights,
     quantized_neuron_value,
 )
-from nmtool.training.model import States, feed
+from nmtool.training.model import Stage, States, Synapses, TrainableNetwork
 
 
-class _Bias(torch.nn.Module):
-    """Adds the population's bias to the current that the voltage sees."""
+class SlayerNetwork(TrainableNetwork):
+    """A Network of lava-dl's CUBA neurons, and its synapses for dense weights and convolutions.
 
-    def __init__(self, bias: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("bias", bias.reshape(1, -1, 1))
-
-    def forward(self, current: torch.Tensor) -> torch.Tensor:
-        return current + self.bias.reshape(1, -1, *[1] * (current.ndim - 2))
-
-
-class SlayerNetwork(torch.nn.Module):
-    """A Network as one CUBA block a population, in data-flow order.
+    Populations of a loop run step by step, as in lava-dl's recurrent block: gradients go back
+    through the spikes of the loop, not through the u and v of its neurons.
 
     Args:
-        network: every population is fed by one projection from an input or an earlier population.
+        network: CUBA populations, one input of spikes.
         chip: its formats are those that the forward pass rounds to.
         surrogate: SLAYER's surrogate derivative.
 
     Raises:
-        UnsupportedError: recurrent or converging projections, or more than CUBA neurons, dense
-            weights and one delay a projection.
+        UnsupportedError: a network that cannot be trained (``nmtool.training.model.stages``).
         FitError: a parameter that the chip cannot hold.
         DependencyError: lava-dl or torch is missing.
     """
 
     def __init__(self, network: Network, chip: ChipSpec, surrogate: Surrogate) -> None:
-        super().__init__()
+        super().__init__(network)
         prepare_slayer()
         from lava.lib.dl import slayer
+        from lava.lib.dl.slayer.neuron.dynamics import leaky_integrator
 
         self._shift: Callable[[torch.Tensor, int], torch.Tensor] = slayer.axon.delay
+        self._integrate: Callable[..., torch.Tensor] = leaky_integrator.dynamics
         self._chip = chip
-        self.network = network
-        self.feed = feed(network)
         quantized = quantize(network, chip)
-        self.blocks = torch.nn.ModuleDict()
-        for name, projection_name in self.feed.items():
-            population = network.populations[name]
-            registers = quantized.populations[name]
-            neuron = quantized_neuron_value(
-                registers.decay_u, registers.decay_v, registers.threshold
-            )
-            weight = network.projections[projection_name].weight
-            block = slayer.block.cuba.Dense(
-                {
-                    "threshold": neuron.threshold,
-                    "current_decay": neuron.current_decay,
-                    "voltage_decay": neuron.voltage_decay,
-                    "tau_grad": surrogate.tau_grad,
-                    "scale_grad": surrogate.scale_grad,
-                },
-                weight.shape[1],
-                weight.shape[0],
-                pre_hook_fx=partial(self._round, projection_name),
-                delay_shift=False,
-            )
-            block.synapse.pre_hook_fx = partial(self._round, projection_name)
-            if population.bias is not None:
-                bias = quantized.populations[name].bias / STATE_SCALE
-                block.neuron.norm = _Bias(torch.tensor(bias, dtype=torch.float32))
-            self.blocks[name] = block
-        self.load({name: p.weight for name, p in network.projections.items()})
+        self.neurons = torch.nn.ModuleList(
+            _neuron(quantized.populations[name], surrogate) for name in network.populations
+        )
+        self.synapses = torch.nn.ModuleList()
+        self._place: dict[str, int] = {}
+        for name, projection in network.projections.items():
+            for operation in projection.operations:
+                if isinstance(operation, Dense | Conv):
+                    self._place[name] = len(self.synapses)
+                    self.synapses.append(_synapse(operation))
+        self._bias = {
+            name: torch.from_numpy(p.bias / STATE_SCALE)
+            for name, p in quantized.populations.items()
+        }
+        self._fixed = {
+            name: dequantize_weights(p.weight_mantissa, p.format)
+            for name, p in quantized.projections.items()
+            if name not in self.trained
+        }
 
-    def _round(self, projection: str, weight: torch.Tensor) -> torch.Tensor:
+    def neuron(self, population: str) -> Any:
+        """The neurons of a population."""
+        return self.neurons[[*self.network.populations].index(population)]
+
+    def rounded(self, projection: str) -> torch.Tensor:
         """Real weights rounded to the chip's format, with the gradient of the identity."""
-        real = weight.detach().numpy().reshape(weight.shape[:2])
+        if projection in self._fixed:
+            return torch.from_numpy(self._fixed[projection]).to(self._dtype)
+        weight = self.parameter(projection)
+        real = weight.detach().numpy()
         format = choose_format(projection, real, self.network.weight_bits, self._chip)
-        rounded = dequantize_weights(quantize_weights(real, format), format).astype(np.float32)
-        return weight + (torch.from_numpy(rounded).reshape(weight.shape) - weight).detach()
+        chip = torch.from_numpy(dequantize_weights(quantize_weights(real, format), format))
+        return weight + (chip.to(weight.dtype) - weight).detach()
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Spikes of every population, shape (samples, neurons, steps), from input spikes."""
-        return {name: states[0] for name, states in self.states(x).items()}
+    @property
+    def _dtype(self) -> torch.dtype:
+        neuron: Any = self.neurons[0]
+        dtype: torch.dtype = neuron.current_state.dtype
+        return dtype
+
+    def forward(
+        self, x: torch.Tensor, populations: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Spikes of the populations (all, if none are named), from input spikes.
+
+        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps).
+        """
+        names = self.network.populations if populations is None else populations
+        states = self.states(x)
+        return {name: states[name][0] for name in names}
 
     def states(self, x: torch.Tensor) -> dict[str, States]:
         """(spikes, current, voltage before the reset) of every population, step by step."""
+        weight = {name: self.rounded(name) for name in self.network.projections}
         sent = dict.fromkeys(self.network.inputs, x)
         result: dict[str, States] = {}
-        for name, projection_name in self.feed.items():
-            projection = self.network.projections[projection_name]
-            block = self.blocks[name]
-            source = self.network.populations.get(projection.source)
-            axonal = int(source.axonal_delay) if source else 0
-            delay = 1 + int(projection.delay) + axonal
-            arriving = self._shift(sent[projection.source], delay)
-            current, voltage = block.neuron.dynamics(block.synapse(arriving))
-            sent[name] = block.neuron.spike(voltage)
-            if block.neuron.norm is not None:
-                current = current - block.neuron.norm.bias
-            result[name] = (sent[name], current, voltage)
-        return result
+        for stage in self.stages:
+            drive = {
+                name: self._drive(stage.incoming, name, sent, weight, x)
+                for name in stage.populations
+            }
+            found = self._loop(stage, drive, weight) if stage.within else self._whole(stage, drive)
+            result |= found
+            sent |= {name: states[0] for name, states in found.items()}
+        return {name: result[name] for name in self.network.populations}
 
-    def parameter(self, projection: str) -> torch.nn.Parameter:
-        """The real weights of a projection before rounding."""
-        (name,) = (n for n, p in self.feed.items() if p == projection)
-        return self.blocks[name].synapse.weight
+    def _drive(
+        self,
+        synapses: Sequence[Synapses],
+        target: str,
+        sent: dict[str, torch.Tensor],
+        weight: dict[str, torch.Tensor],
+        like: torch.Tensor,
+    ) -> torch.Tensor:
+        """What arrives at a population, shape (samples, neurons, steps)."""
+        size = (len(like), self.network.sizes[target], like.shape[2])
+        total = torch.zeros(size, dtype=like.dtype)
+        for s in synapses:
+            if s.target == target:
+                arriving = self._shift(sent[s.source], s.delay)
+                total = total + self._chain(s, arriving, weight[s.name])
+        return total
 
-    def load(self, weights: dict[str, Any]) -> None:
-        """Take over real weights by projection, shape (target, source)."""
-        with torch.no_grad():
-            for name, projection in self.feed.items():
-                parameter = self.blocks[name].synapse.weight
-                value = torch.as_tensor(np.asarray(weights[projection], dtype=np.float32))
-                parameter.copy_(value.reshape(parameter.shape))
+    def _chain(self, s: Synapses, spikes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """What the operations of a projection make of spikes (samples, neurons, steps)."""
+        shape, x = s.shape, spikes
+        for operation in s.operations:
+            x = self._operate(s.name, operation, x, shape, weight)
+            shape = operation.output_shape(shape)
+        return x if count_weighted(s.operations) else x * weight
 
-    def weights(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-        """The real weights by projection, shape (target, source), before rounding."""
+    def _operate(
+        self, name: str, operation: Operation, x: torch.Tensor, shape: Shape, weight: torch.Tensor
+    ) -> torch.Tensor:
+        samples, _, steps = x.shape
+        if isinstance(operation, Scale):
+            return x * weight
+        if isinstance(operation, Sparse):
+            matrix = torch.zeros(operation.size, dtype=x.dtype)
+            ends = tuple(torch.from_numpy(end) for end in (operation.target, operation.source))
+            return torch.matmul(matrix.index_put(ends, weight), x)
+        if isinstance(operation, Dense):
+            return self._synaptic(name, weight.reshape(*weight.shape, 1, 1, 1), x)
+        image = x.reshape(samples, *shape, steps)
+        if isinstance(operation, Flatten):
+            return image.permute(0, 3, 2, 1, 4).reshape(samples, -1, steps)
+        image = image.permute(0, 3, 1, 2, 4)
+        if isinstance(operation, Conv):
+            image = self._synaptic(name, weight.permute(0, 3, 1, 2)[..., None], image)
+        else:
+            image = _pooled(operation, image, shape)
+        return image.permute(0, 2, 3, 1, 4).reshape(samples, -1, steps)
+
+    def _synaptic(self, name: str, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """lava-dl's synapse with these weights in place of its own."""
+        synapse: Any = self.synapses[self._place[name]]
+        synapse.pre_hook_fx = lambda _: weight
+        found: torch.Tensor = synapse(x)
+        return found
+
+    def _whole(self, stage: Stage, drive: dict[str, torch.Tensor]) -> dict[str, States]:
+        """A population of which no spike comes back, all steps at once."""
+        (name,) = stage.populations
+        neuron = self.neuron(name)
+        rest = torch.zeros(drive[name].shape[:2], dtype=self._dtype)
+        current, voltage = self._dynamics(name, drive[name], rest, rest)
+        return {name: (neuron.spike(voltage), current, voltage)}
+
+    def _dynamics(
+        self, name: str, drive: torch.Tensor, current: torch.Tensor, voltage: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Current and voltage (before the reset), from the states of the step before."""
+        neuron = self.neuron(name)
+        bias = self._bias[name].to(drive.dtype)[:, None]
+        u = self._integrate(drive, neuron.current_decay, current, neuron.s_scale)
+        threshold = neuron.threshold + neuron.threshold_eps
+        return u, self._integrate(
+            u + bias, neuron.voltage_decay, voltage, neuron.s_scale, threshold
+        )
+
+    def _loop(
+        self, stage: Stage, drive: dict[str, torch.Tensor], weight: dict[str, torch.Tensor]
+    ) -> dict[str, States]:
+        """Populations whose spikes come back, step by step."""
+        rest = {name: torch.zeros_like(drive[name][..., 0]) for name in stage.populations}
+        states = {name: (zero, zero) for name, zero in rest.items()}
+        trace: dict[str, list[States]] = {name: [] for name in stage.populations}
+        for t in range(next(iter(drive.values())).shape[2]):
+            for name in stage.populations:
+                arriving = drive[name][..., t : t + 1]
+                for s in stage.within:
+                    if s.target == name:
+                        sent = rest[s.source][..., None]
+                        spikes = trace[s.source][t - s.delay][0] if t >= s.delay else sent
+                        arriving = arriving + self._chain(s, spikes, weight[s.name])
+                current, voltage = self._dynamics(name, arriving, *states[name])
+                spikes = self.neuron(name).spike(voltage)
+                trace[name].append((spikes, current, voltage))
+                u, v = current[..., 0].detach(), voltage[..., 0].detach()
+                states[name] = (u, v * (1 - spikes[..., 0].detach()))
         return {
-            projection: self.blocks[name]
-            .synapse.weight.detach()
-            .numpy()
-            .reshape(self.network.projections[projection].weight.shape)
-            .copy()
-            for name, projection in self.feed.items()
+            name: tuple(torch.cat(parts, dim=2) for parts in zip(*steps, strict=True))
+            for name, steps in trace.items()
         }
+
+
+def _neuron(population: QuantizedPopulation, surrogate: Surrogate) -> Any:
+    """lava-dl's CUBA neurons with the registers of a population."""
+    from lava.lib.dl import slayer
+
+    value = quantized_neuron_value(population.decay_u, population.decay_v, population.threshold)
+    return slayer.neuron.cuba.Neuron(
+        value.threshold,
+        value.current_decay,
+        value.voltage_decay,
+        tau_grad=surrogate.tau_grad,
+        scale_grad=surrogate.scale_grad,
+    )
+
+
+def _synapse(operation: Dense | Conv) -> Any:
+    """lava-dl's synapse for an operation; its own weights are never used."""
+    from lava.lib.dl import slayer
+
+    if isinstance(operation, Dense):
+        targets, sources = operation.weight.shape
+        synapse = slayer.synapse.Dense(int(sources), int(targets))
+    else:
+        out, *kernel, width = operation.weight.shape
+        synapse = slayer.synapse.Conv(
+            width * operation.groups,
+            out,
+            tuple(kernel),
+            operation.stride,
+            operation.padding,
+            operation.dilation,
+            operation.groups,
+        )
+    return synapse.requires_grad_(False)
+
+
+def _pooled(pool: SumPool, image: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Sums over windows of (samples, channels, x, y, steps)."""
+    out = pool.output_shape(shape)
+    beyond = [
+        max(0, (out[a] - 1) * pool.stride[a] + pool.kernel[a] - pool.padding[a] - shape[a])
+        for a in (0, 1)
+    ]
+    px, py = pool.padding
+    padded = F.pad(image, (0, 0, py, max(py, beyond[1]), px, max(px, beyond[0])))
+    kernel, stride = (*pool.kernel, 1), (*pool.stride, 1)
+    found = F.avg_pool3d(padded, kernel, stride, divisor_override=1)
+    return found[:, :, : out[0], : out[1]]

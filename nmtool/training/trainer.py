@@ -17,7 +17,7 @@ from nmtool.data import Samples, encode, load_split
 from nmtool.formats.claims import check_arrays
 from nmtool.network import Network
 from nmtool.training.losses import class_sums, make_loss
-from nmtool.training.model import Model, make_model, reproducible, with_weights
+from nmtool.training.model import Model, make_model, reproducible, trained, with_weights
 
 SATURATED_RATE = 0.9
 EVALUATION_BATCH = 256
@@ -51,7 +51,8 @@ class TrainingState:
     @classmethod
     def fresh(cls, network: Network) -> TrainingState:
         """The state before the first epoch."""
-        weights = {n: np.asarray(p.weight, np.float32) for n, p in network.projections.items()}
+        names = trained(network)
+        weights = {n: np.asarray(network.projections[n].weight, np.float32) for n in names}
         zeros = {name: np.zeros_like(weight) for name, weight in weights.items()}
         return cls(weights, dict(zeros), dict(zeros))
 
@@ -154,7 +155,8 @@ def _update(
     labels: torch.Tensor,
 ) -> float:
     model.train()
-    output = model(spikes)[model.network.outputs[0]]
+    (name,) = model.network.outputs
+    output = model(spikes, (name,))[name]
     loss = make_loss(experiment.train.loss, experiment.network.readout)(output, labels)
     optimizer.zero_grad()
     loss.backward()
@@ -168,7 +170,7 @@ def _evaluate(
     model.train(False)
     raster = encode(samples.values, experiment.data.encoding).batch().astype(np.float32)
     right = 0
-    rates = dict.fromkeys(model.feed, 0.0)
+    rates = dict.fromkeys(model.network.populations, 0.0)
     with torch.no_grad():
         for start in range(0, len(raster), EVALUATION_BATCH):
             spikes = model(torch.from_numpy(raster[start : start + EVALUATION_BATCH]))
@@ -210,7 +212,7 @@ def _optimizer(model: Model, experiment: Experiment, state: TrainingState) -> to
 
 
 def _parameters(model: Model) -> dict[str, torch.nn.Parameter]:
-    return {projection: model.parameter(projection) for projection in model.feed.values()}
+    return {projection: model.parameter(projection) for projection in trained(model.network)}
 
 
 def _remember(state: TrainingState, model: Model, optimizer: torch.optim.Optimizer) -> None:

@@ -18,7 +18,7 @@ from nmtool import formats
 from nmtool.cli import nmtool as group
 from nmtool.cli.common import run
 from nmtool.config import load_experiment, resolved_json
-from nmtool.network import from_config
+from nmtool.layers import from_config
 
 EXPERIMENT = """\
 schema: nmtool.experiment/v1
@@ -95,7 +95,7 @@ def prepared(tmp_path_factory):
     source = folder / "experiment.yaml"
     source.write_text(EXPERIMENT)
     config = load_experiment(source)
-    network = from_config(config.network, 64, 10, config.seed)
+    network = from_config(config.network, (64,), 10, config.seed)
     network = replace(network, name=config.name, data=config.data, readout=config.network.readout)
     run_folder = folder / "run"
     formats.save(run_folder / "network.h5", network)

@@ -108,7 +108,7 @@ def test_a_dry_run_of_train_writes_nothing(nmtool, trained, unchanged):
 
 
 ENTRIES = {
-    "recurrent": (4, "a second projection"),
+    "held": (4, "a delay for each synapse"),
     "nothing": (3, "allowed a nmtool Network"),
     "narrow": (3, "allowed one of 20 neurons"),
     "too_large": (5, "found 1e+09"),
@@ -128,8 +128,9 @@ def make(n_inputs, n_classes, seed, outputs=20, extra=(), threshold=1.25):
     populations = {"out": Population((outputs,), neuron)}
     return Network("own", {"pixels": Input((n_inputs,))}, populations, projections, ("out",))
 
-def recurrent(*a):
-    return make(*a, extra=[("back", Projection.dense("out", "out", np.eye(20)))])
+def held(*a):
+    back = Projection.dense("out", "out", np.eye(20), np.eye(20, dtype=int))
+    return make(*a, extra=[("back", back)])
 
 def nothing(*a):
     return None

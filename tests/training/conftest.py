@@ -8,7 +8,7 @@ from nmtool.backends.lava.compat import slayer_missing
 from nmtool.chip import load_chip
 from nmtool.config import Experiment
 from nmtool.data import Samples, load_split
-from nmtool.network import from_config
+from nmtool.layers import from_config
 
 
 def pytest_collection_modifyitems(items):
@@ -61,7 +61,7 @@ def experiment():
 @pytest.fixture
 def untrained():
     def make(config):
-        return from_config(config.network, 64, 10, config.seed)
+        return from_config(config.network, (8, 8, 1), 10, config.seed)
 
     return make
 

@@ -10,6 +10,7 @@ from nmtool.chip import load_chip
 from nmtool.config import Surrogate
 from nmtool.errors import FitError
 from nmtool.network import CubaLif, Input, Network, Population, Projection
+from nmtool.operations import Conv, Dense, Flatten, SumPool
 
 CHIP = load_chip("loihi2")
 
@@ -18,11 +19,12 @@ def gradients(model, x, wanted):
     """Gradients of ``sum(wanted * spikes)`` over all populations, by projection."""
     spikes = model(x)
     sum((spikes[name] * wanted[name].to(spikes[name].dtype)).sum() for name in spikes).backward()
-    shapes = {name: p.weight.shape for name, p in model.network.projections.items()}
-    return {
-        name: model.parameter(name).grad.numpy().reshape(shape).astype(np.float64)
-        for name, shape in shapes.items()
-    }, {name: train.detach().numpy() for name, train in spikes.items()}
+    grown = {name: model.parameter(name).grad for name in model.trained}
+    found = {
+        name: np.zeros(1) if g is None else g.numpy().astype(np.float64)
+        for name, g in grown.items()
+    }
+    return found, {name: train.detach().numpy() for name, train in spikes.items()}
 
 
 def two_engines(network, raster, surrogate, seed=0):
@@ -42,11 +44,17 @@ def two_engines(network, raster, surrogate, seed=0):
     return gradients(events, x, wanted), gradients(slayer, x.double(), wanted)
 
 
+def has_loop(network):
+    from nmtool.training.model import stages
+
+    return any(stage.within for stage in stages(network))
+
+
 def relative(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     network=networks(),
     seed=st.integers(0, 10**6),
@@ -58,6 +66,7 @@ def relative(found, expected):
 def test_gradients_are_slayers(network, seed, samples, steps, rate, tau_grad):
     (lines,) = [source.size for source in network.inputs.values()]
     raster = np.random.default_rng(seed).random((samples, lines, steps)) < rate
+    event("a loop" if has_loop(network) else "feed-forward")
     try:
         (found, spikes), (expected, same) = two_engines(
             network, raster, Surrogate(tau_grad=tau_grad), seed
@@ -116,26 +125,74 @@ def test_gradients_flow_from_a_hidden_population_alone():
     assert float(model.parameter("in").grad.abs().sum()) > 0
 
 
+def mixed():
+    """Convolutions behind and before pooling, a loop of two populations, a skip connection."""
+    rng = np.random.default_rng(6)
+    neuron = CubaLif(1.25, 0.25, 0.03)
+    pool = SumPool((2, 2), (2, 2))
+    size = {"first": (5, 4, 19), "second": (2, 2, 40), "a": (33,), "b": (18,)}
+
+    def weights(*shape, scale=1.0):
+        return rng.normal(0, scale * 1.5 / np.sqrt(np.prod(shape[1:])), shape)
+
+    return Network(
+        "mixed",
+        {"input": Input((10, 8, 2))},
+        {name: Population(shape, neuron) for name, shape in size.items()},
+        {
+            "in": Projection("input", "first", (pool, Conv(weights(19, 3, 3, 2), padding=(1, 1)))),
+            "on": Projection(
+                "first",
+                "second",
+                (
+                    pool,
+                    Conv(weights(40, 1, 1, 19)),
+                ),
+                1,
+            ),
+            "flat": Projection("second", "a", (Flatten(), Dense(weights(33, 160)))),
+            "skip": Projection("first", "b", (pool, Flatten(), Dense(weights(18, 76)))),
+            "there": Projection.dense("a", "b", weights(18, 33)),
+            "back": Projection.dense("b", "a", weights(33, 18), 2),
+            "own": Projection.dense("a", "a", weights(33, 33, scale=0.3)),
+        },
+        ("b",),
+    )
+
+
+def test_a_network_of_all_kinds():
+    raster = np.random.default_rng(1).random((9, 160, 60)) < 0.1
+    (found, spikes), (expected, same) = two_engines(mixed(), raster, Surrogate())
+    for name, train in same.items():
+        assert train.sum() > 100, name
+        np.testing.assert_array_equal(spikes[name], train)
+    assert found.keys() == expected.keys() == mixed().projections.keys()
+    for name in expected:
+        assert relative(found[name], expected[name]) <= 1e-5, name
+
+
 @pytest.mark.parametrize("workers", [1, 3])
-def test_results_do_not_depend_on_threads(monkeypatch, workers):
+@pytest.mark.parametrize(("make", "lines"), [(wide, 40), (mixed, 160)])
+def test_results_do_not_depend_on_threads(monkeypatch, workers, make, lines):
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
 
-    from nmtool.training import events
+    from nmtool.training import parts
     from nmtool.training.model import make_model
 
-    raster = torch.from_numpy((np.random.default_rng(1).random((7, 40, 50)) < 0.1).astype("f4"))
+    raster = torch.from_numpy((np.random.default_rng(1).random((7, lines, 50)) < 0.1).astype("f4"))
 
     def run():
-        model = make_model(wide(), CHIP, Surrogate(), "event")
-        (model(raster)["out"] * torch.arange(50)).sum().backward()
-        return model.parameter("in").grad.numpy().copy()
+        model = make_model(make(), CHIP, Surrogate(), "event")
+        (model(raster)[model.network.outputs[0]] * torch.arange(50)).sum().backward()
+        return [p.grad.numpy().copy() for p in model.parameters()]
 
     usual = run()
     with ThreadPoolExecutor(workers) as pool:
-        monkeypatch.setattr(events, "_pool", lambda: pool)
-        np.testing.assert_array_equal(run(), usual)
+        monkeypatch.setattr(parts, "_pool", lambda: pool)
+        for found, expected in zip(run(), usual, strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_rasters_with_more_spikes_than_were_guessed():
@@ -158,9 +215,35 @@ def test_events_of_a_raster():
                 for t, row in enumerate(by_step[b]):
                     part = slice(events.at_step[b, t], events.at_step[b, t + 1])
                     np.testing.assert_array_equal(events.neuron[part], np.flatnonzero(row))
+                step, at_neuron = events.by_neuron
                 for n, row in enumerate(by_step[b].T):
-                    part = slice(events.at_neuron[b, n], events.at_neuron[b, n + 1])
-                    np.testing.assert_array_equal(events.step[part], np.flatnonzero(row))
+                    part = slice(at_neuron[b, n], at_neuron[b, n + 1])
+                    np.testing.assert_array_equal(step[part], np.flatnonzero(row))
+
+
+def test_events_of_several_sources_and_behind_pools():
+    from nmtool.training.events import Events, Relay, merged
+
+    rng = np.random.default_rng(3)
+    one, two = (rng.random((3, size, 20)) < 0.3 for size in (4, 6))
+    both = merged(
+        [(Events.of_rows(raster.astype(np.float32)), d) for raster, d in ((one, 2), (two, 0))]
+    )
+    late = np.zeros_like(one)
+    late[..., 2:] = one[..., :-2]
+    assert_events(both, np.concatenate([late, two], axis=1).astype(int))
+    relay = Relay(np.array([0, 2, 2, 3, 4]), np.array([1, 0, 0, 0], dtype=np.int32), 2)
+    pooled = np.stack([one[:, 0] * 1 + one[:, 2] + one[:, 3], one[:, 0]], axis=1)
+    assert_events(Events.of_rows(one.astype(np.float32)).through(relay), pooled)
+
+
+def assert_events(events, counts):
+    """Events are those of counts (samples, neurons, steps)."""
+    found = np.zeros_like(counts)
+    for b, t in np.ndindex(counts.shape[0], counts.shape[2]):
+        part = slice(events.at_step[b, t], events.at_step[b, t + 1])
+        np.add.at(found[b, :, t], events.neuron[part], 1)
+    np.testing.assert_array_equal(found, counts)
 
 
 def test_sums_that_are_too_large_are_refused():
@@ -185,11 +268,11 @@ def test_sums_that_are_too_large_are_refused():
     outlier=st.sampled_from([1.0, 3.0, 30.0]),
     grid=st.sampled_from([None, 1 / 64, 1 / 32, 0.5]),
     bits=st.sampled_from(sorted(CHIP.weight_bits)),
+    width=st.sampled_from([1, 16, 256]),
 )
-def test_weights_are_rounded_as_in_quantization(seed, shape, spread, outlier, grid, bits):
+def test_weights_are_rounded_as_in_quantization(seed, shape, spread, outlier, grid, bits, width):
     from nmtool.quantization import choose_format, dequantize_weights, quantize_weights
-    from nmtool.training.events import closest_format, round_to
-    from nmtool.training.kernels import BLOCK
+    from nmtool.training.rounding import closest_format, round_to
 
     rng = np.random.default_rng(seed)
     weight = rng.normal(0, spread, shape)
@@ -200,18 +283,18 @@ def test_weights_are_rounded_as_in_quantization(seed, shape, spread, outlier, gr
     format = choose_format("p", weight, bits, CHIP)
     event(f"{format.sign_mode} {format.exponent}")
     assert closest_format("p", weight, bits, CHIP) == format
-    mantissa, rounded = quantize_weights(weight, format), round_to(weight, format)
+    mantissa, rounded = quantize_weights(weight, format), round_to(weight, format, width)
     real = dequantize_weights(mantissa, format)
     np.testing.assert_array_equal(rounded.real, real.astype(np.float32))
-    blocks = rounded.blocks.swapaxes(1, 2).reshape(-1, shape[1])
+    blocks = rounded.rows.swapaxes(1, 2).reshape(-1, shape[1])
     np.testing.assert_array_equal(blocks[: shape[0]] / 64, real)
     assert not blocks[shape[0] :].any()
     assert rounded.largest == np.abs(blocks.astype(np.int64)).max()
-    assert len(rounded.blocks) == -(-shape[0] // BLOCK)
+    assert len(rounded.rows) == -(-shape[0] // width)
 
 
 def test_weights_that_are_not_finite_are_refused():
-    from nmtool.training.events import closest_format
+    from nmtool.training.rounding import closest_format
 
     with pytest.raises(FitError, match=r"projection p\.weight"):
         closest_format("p", np.array([[1.0, np.nan]], dtype=np.float32), 8, CHIP)

@@ -14,6 +14,7 @@ from nmtool.compiler import compile_program
 from nmtool.config import Surrogate
 from nmtool.errors import FitError, UnsupportedError
 from nmtool.network import CubaLif, Input, Network, Population, Projection
+from nmtool.operations import Dense, SumPool
 from nmtool.quantization import dequantize_weights, quantize
 from nmtool.spikes import SpikeTrain
 
@@ -137,8 +138,8 @@ def test_the_forward_pass_uses_the_chips_weights_and_the_gradient_passes_straigh
         network, projections={"to a": network.projections["to a"].with_weight(weight)}
     )
     model = SlayerNetwork(network, CHIP, Surrogate())
-    parameter = model.blocks["a"].synapse.weight
-    rounded = model._round("to a", parameter)
+    parameter = model.parameter("to a")
+    rounded = model.rounded("to a")
     projection = quantize(network, CHIP).projections["to a"]
     expected = dequantize_weights(projection.weight_mantissa, projection.format)
     np.testing.assert_allclose(rounded.detach().numpy().reshape(3, 4), expected, rtol=1e-6)
@@ -157,7 +158,7 @@ def test_the_peak_and_the_width_of_the_surrogate(tau, scale, threshold):
 
     surrogate = Surrogate(tau_grad=tau, scale_grad=scale)
     model = SlayerNetwork(chain(threshold=threshold), CHIP, surrogate)
-    neuron = model.blocks["a"].neuron
+    neuron = model.neuron("a")
     at = float(neuron.threshold + neuron.threshold_eps)
     distance = torch.tensor([0.0, 0.4, -0.4])
     voltage = (at + distance).reshape(1, 3, 1).requires_grad_()
@@ -179,35 +180,28 @@ def extended(network, populations=None, projections=None, **changes):
 
 LIF = CubaLif(1.0, 0.5, 0.1)
 REFUSED = {
-    "recurrent": (
-        extended(chain(), projections={"back": Projection.dense("a", "a", np.eye(3))}),
-        "projection back: found a second projection into a",
-    ),
-    "a skip connection": (
-        extended(
-            chain(),
-            {"b": Population((3,), LIF)},
-            {
-                "b": Projection.dense("a", "b", np.eye(3)),
-                "skip": Projection.dense("input", "b", np.ones((3, 4))),
-            },
-        ),
-        "projection skip: found a second projection into b",
-    ),
-    "a loop apart": (
-        extended(
-            chain(),
-            {"b": Population((3,), LIF), "c": Population((3,), LIF)},
-            {
-                "b": Projection.dense("c", "b", np.eye(3)),
-                "c": Projection.dense("b", "c", np.eye(3)),
-            },
-        ),
-        "found a loop among",
-    ),
     "a delay for each synapse": (
         chain(delay=np.ones((3, 4), dtype=np.int64)),
         "projection to a: found a delay for each synapse",
+    ),
+    "two operations with weights": (
+        extended(
+            chain(),
+            projections={"b": Projection("a", "a", (Dense(np.eye(3)), Dense(np.eye(3))))},
+        ),
+        "projection b: found 2 operations with weights, training allows one",
+    ),
+    "nothing to train": (
+        extended(
+            chain(),
+            projections={"to a": Projection("input", "a", (SumPool((2, 1), (2, 1)),))},
+            inputs={"input": Input((2, 3, 1))},
+        ),
+        "network: found no weights to train",
+    ),
+    "graded values": (
+        extended(chain(), inputs={"input": Input((4,), "graded")}),
+        "input input: found graded values",
     ),
     "two inputs": (
         extended(chain(), inputs={"input": Input((4,)), "other": Input((2,))}),

@@ -3,8 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nmtool.config import LayerConfig, NetworkConfig, NeuronConfig, Readout
-from nmtool.errors import ConfigError, UnsupportedError
+from nmtool.errors import ConfigError
 from nmtool.network import (
     CubaLif,
     Input,
@@ -14,12 +13,10 @@ from nmtool.network import (
     Projection,
     SigmaDelta,
     data_flow,
-    from_config,
 )
 from nmtool.operations import Conv, Dense, Flatten, Sparse, SumPool
 
 NEURON = CubaLif(1.0, 0.25, 0.03)
-CUBA = NeuronConfig(kind="cuba", threshold=1.25, current_decay=0.25, voltage_decay=0.03)
 
 
 def dense(source, target, rows, columns, delay=0):
@@ -116,49 +113,6 @@ def test_data_flow_is_the_order_in_which_spikes_arrive():
     projections = {f"{s}{t}": dense(s, t, 1, 1) for s, t in edges}
     order = list(data_flow({"in": Input((1,))}, populations, projections))
     assert order == ["a", "c", "b", "d"]
-
-
-def config(*layers, per_class=1, **rest):
-    rest = {"neuron": CUBA, **rest}
-    return NetworkConfig(
-        layers=list(layers), readout=Readout(neurons_per_class=per_class), init_gain=2.0, **rest
-    )
-
-
-def test_from_config_builds_the_chain():
-    other = NeuronConfig(kind="cuba", threshold=2.0, current_decay=1.0, voltage_decay=0.0)
-    layers = (
-        LayerConfig(dense=7, name="hidden", delay=3, bias=0.5, neuron=other),
-        LayerConfig(dense=20, name="output"),
-    )
-    network = from_config(config(*layers, per_class=2), 9, 10, seed=3)
-    assert network.sizes == {"input": 9, "hidden": 7, "output": 20}
-    hidden, output = network.populations.values()
-    assert hidden.neuron == CubaLif(2.0, 1.0, 0.0)
-    assert output.neuron == CubaLif(1.25, 0.25, 0.03)
-    assert hidden.bias.tolist() == [0.5] * 7
-    assert output.bias is None
-    assert network.projections["hidden"].delay == 3
-    assert (network.outputs, network.readout) == (("output",), Readout(neurons_per_class=2))
-    weight = network.projections["output"].weight
-    bound = 2.0 * 1.25 / np.sqrt(7)
-    assert 0.8 * bound < np.abs(weight).max() <= bound
-    again = from_config(config(*layers, per_class=2), 9, 10, seed=3)
-    np.testing.assert_array_equal(weight, again.projections["output"].weight)
-    other_seed = from_config(config(*layers, per_class=2), 9, 10, seed=4)
-    assert np.any(weight != other_seed.projections["output"].weight)
-
-
-def test_from_config_refuses_a_last_layer_without_a_neuron_for_every_class():
-    with pytest.raises(
-        ConfigError, match=r"network.layers.0.dense: found 12, allowed 20 \(10 classes x 2"
-    ):
-        from_config(config(LayerConfig(dense=12, name="out"), per_class=2), 9, 10, seed=0)
-
-
-def test_from_config_refuses_an_entry_function():
-    with pytest.raises(UnsupportedError, match="found an entry function"):
-        from_config(NetworkConfig(entry="a.b:c"), 9, 10, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,432 @@
+"""The event engine: the same networks, spikes and gradients as SLAYER's blocks, by events.
+
+The forward pass is the chip's integer arithmetic, step by step, and adds rows of weights for each
+spike that there is; the backward pass is SLAYER's in float32. Every sum has the same order whatever
+the number of threads, so results do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nmtool.chip import ChipSpec
+from nmtool.config import Surrogate
+from nmtool.errors import FitError
+from nmtool.fixedpoint import ALIGN_BITS, CURRENT_DECAY_OFFSET, DECAY_ONE
+from nmtool.network import Network
+from nmtool.quantization import (
+    STATE_SCALE,
+    QuantizedNetwork,
+    QuantizedPopulation,
+    dequantize_weights,
+    quantize,
+)
+from nmtool.training import kernels
+from nmtool.training.events import Events, merged
+from nmtool.training.model import Stage, States, TrainableNetwork
+from nmtool.training.parts import PARTS, in_parts
+from nmtool.training.rounding import Rounded, closest_format, round_to
+from nmtool.training.wires import Rows, Wire, joined, one_thread, wire
+
+Array: TypeAlias = npt.NDArray[Any]
+
+TAU_FACTOR, SCALE_FACTOR = 100.0, 0.1
+"""SLAYER's CUBA neuron widens tau_grad and lowers scale_grad by these (lava-dl, neuron/cuba.py)."""
+
+THRESHOLD_EPSILON = 0.01
+"""SLAYER compares with a threshold this much higher, in units of 1/4096 (lava-dl)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A stage, compiled: its neurons side by side, in the chip's units.
+
+    Attributes:
+        slices: which of the neurons each population has.
+        incoming, within: its projections.
+        registers: keep_u, keep_v, threshold and bias of every neuron, (4, neurons).
+        surrogate: threshold, slope, peak, keep_u and keep_v in the backward pass, (5, neurons).
+    """
+
+    slices: dict[str, slice]
+    incoming: tuple[Wire, ...]
+    within: tuple[Wire, ...]
+    registers: Array
+    surrogate: Array
+
+    @property
+    def n(self) -> int:
+        """Neurons."""
+        return int(self.registers.shape[1])
+
+    @property
+    def wires(self) -> tuple[Wire, ...]:
+        """All projections into the stage."""
+        return self.incoming + self.within
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether one matrix feeds it, and nothing else."""
+        return not self.within and [w.kind for w in self.incoming] == ["dense"]
+
+    def block(self, wire: Wire, samples: int) -> int:
+        """The length of a row of weights: narrow blocks if there are few samples to share."""
+        if not self.is_dense:
+            return wire.length
+        share = -(-self.n * max(samples, 1) // PARTS)
+        return min(kernels.BLOCK, -(-min(self.n, share) // kernels.LANES) * kernels.LANES)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """What the spikes of all sources do, one projection after the other."""
+        parts, first, begin = [], 0, 0
+        for w in self.incoming:
+            parts.append((w.rows, first, begin, self.slices[w.synapses.target].start, 0))
+            first, begin = first + w.size, begin + int(np.prod(w.weight_shape))
+        return joined(first, parts)
+
+    @cached_property
+    def own_rows(self) -> Rows:
+        """What the spikes of its own neurons do."""
+        parts, begin = [], 0
+        for w in self.within:
+            source, target = (
+                self.slices[end].start for end in (w.synapses.source, w.synapses.target)
+            )
+            parts.append((w.rows, source, begin, target, w.synapses.delay))
+            begin += int(np.prod(w.weight_shape))
+        return joined(self.n, parts)
+
+    @property
+    def ahead(self) -> int:
+        """Steps that are kept for spikes that are in flight within the stage, and this one."""
+        return 1 + max((w.synapses.delay for w in self.within), default=0)
+
+
+def _layer(stage: Stage, quantized: QuantizedNetwork, surrogate: Surrogate) -> Layer:
+    slices, begin = {}, 0
+    for name in stage.populations:
+        slices[name] = slice(begin, begin + quantized.populations[name].size)
+        begin = slices[name].stop
+    populations = [quantized.populations[name] for name in stage.populations]
+    looped = bool(stage.within)
+    return Layer(
+        slices,
+        tuple(wire(s, False) for s in stage.incoming),
+        tuple(wire(s, True) for s in stage.within),
+        np.concatenate([_registers(p) for p in populations], axis=1),
+        np.concatenate([_surrogate(p, surrogate, looped) for p in populations], axis=1),
+    )
+
+
+def _registers(population: QuantizedPopulation) -> Array:
+    registers = np.empty((4, population.size), dtype=np.int32)
+    registers[0] = DECAY_ONE - population.decay_u - CURRENT_DECAY_OFFSET
+    registers[1] = DECAY_ONE - population.decay_v
+    registers[2] = population.threshold << ALIGN_BITS
+    registers[3] = population.bias
+    return registers
+
+
+def _surrogate(population: QuantizedPopulation, surrogate: Surrogate, looped: bool) -> Array:
+    """SLAYER's: in a loop it carries gradients by way of spikes only, not of u and v."""
+    registers = _registers(population)
+    threshold = population.threshold << ALIGN_BITS
+    tau = surrogate.tau_grad * TAU_FACTOR * threshold / STATE_SCALE
+    found = np.empty((5, population.size), dtype=np.float32)
+    found[0] = threshold + THRESHOLD_EPSILON
+    found[1] = np.log2(np.e) / (tau * STATE_SCALE)
+    found[2] = surrogate.scale_grad * SCALE_FACTOR / (2 * tau)
+    found[3:] = 0 if looped else registers[:2] / DECAY_ONE
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a forward pass left behind; shapes (samples, steps, neurons), an array a stage.
+
+    ``arrived`` are the events behind the relay of every projection, ``spikes`` are of the
+    populations that were asked for.
+    """
+
+    voltage: list[Array] = field(default_factory=list)
+    current: list[Array] = field(default_factory=list)
+    weight: dict[str, Rounded] = field(default_factory=dict)
+    arrived: dict[str, Events] = field(default_factory=dict)
+    spikes: dict[str, Array] = field(default_factory=dict)
+
+
+class EventNetwork(TrainableNetwork):
+    """A Network whose forward and backward pass are compiled, stage by stage.
+
+    Args:
+        network: CUBA populations, one input of spikes.
+        chip: its formats are those that the forward pass rounds to.
+        surrogate: SLAYER's surrogate derivative.
+
+    Raises:
+        UnsupportedError: a network that cannot be trained (``nmtool.training.model.stages``).
+        FitError: a parameter that the chip cannot hold.
+    """
+
+    def __init__(self, network: Network, chip: ChipSpec, surrogate: Surrogate) -> None:
+        super().__init__(network)
+        self._chip = chip
+        quantized = quantize(network, chip)
+        self.layers = [_layer(stage, quantized, surrogate) for stage in self.stages]
+        fixed = (w for layer in self.layers for w in layer.wires if not w.synapses.trained)
+        self._fixed = {w.synapses.name: _fixed(quantized, w) for w in fixed}
+
+    def forward(
+        self, x: torch.Tensor, populations: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Spikes of the populations (all, if none are named), from input spikes.
+
+        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps).
+        """
+        names = tuple(self.network.populations if populations is None else populations)
+        spikes = _Pass.apply(self, names, x, *self._weights)
+        return {name: s.permute(0, 2, 1) for name, s in zip(names, spikes, strict=True)}
+
+    def states(self, x: torch.Tensor) -> dict[str, States]:
+        """(spikes, current, voltage before the reset) of every population, in real units."""
+        run = self.run(x, tuple(self.network.populations), keep_current=True)
+        return {
+            name: (
+                _real(run.spikes[name], 1),
+                _real(run.current[k][..., part], STATE_SCALE),
+                _real(run.voltage[k][..., part], STATE_SCALE),
+            )
+            for k, layer in enumerate(self.layers)
+            for name, part in layer.slices.items()
+        }
+
+    def run(self, x: torch.Tensor, spikes_of: Sequence[str], keep_current: bool = False) -> Run:
+        """The integer forward pass.
+
+        Raises:
+            FitError: a state left the numbers that the sums can hold.
+        """
+        (source,) = self.network.inputs
+        sent = {source: Events.of_rows(x.detach().numpy())}
+        sources = {p.source for p in self.network.projections.values()}
+        run = Run()
+        for layer in self.layers:
+            for w in layer.wires:
+                run.weight[w.synapses.name] = self._rounded(w, layer.block(w, len(x)))
+            for w in layer.incoming:
+                run.arrived[w.synapses.name] = w.arriving(sent[w.synapses.source])
+            current, voltage, spikes = _run_layer(layer, run, x.shape, keep_current)
+            run.voltage.append(voltage)
+            run.current.append(current)
+            for name, part in layer.slices.items():
+                if name in spikes_of:
+                    run.spikes[name] = spikes[..., part]
+                if name in sources:
+                    sent[name] = Events.of_steps(spikes[..., part])
+            for w in layer.within:
+                run.arrived[w.synapses.name] = sent[w.synapses.source]
+        return run
+
+    def _rounded(self, w: Wire, width: int) -> Rounded:
+        name = w.synapses.name
+        if name in self._fixed:
+            return self._fixed[name]
+        real = self.parameter(name).detach().numpy().reshape(w.matrix)
+        format = closest_format(name, real, self.network.weight_bits, self._chip)
+        return round_to(real, format, width)
+
+
+def _fixed(quantized: QuantizedNetwork, w: Wire) -> Rounded:
+    """The weights that are not trained, as the chip has them."""
+    projection = quantized.projections[w.synapses.name]
+    real = dequantize_weights(projection.weight_mantissa, projection.format).astype(np.float32)
+    return round_to(real.reshape(w.matrix), projection.format, w.length)
+
+
+class _Pass(torch.autograd.Function):
+    """All stages at once: spikes of the populations asked for, gradients of every weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, network: EventNetwork, names: tuple[str, ...], x: torch.Tensor, *_: torch.Tensor
+    ) -> Any:
+        run = network.run(x, names)
+        ctx.network, ctx.run, ctx.names = network, run, names
+        ctx.set_materialize_grads(False)
+        spikes = tuple(torch.from_numpy(run.spikes[name]).to(torch.float32) for name in names)
+        run.spikes.clear()
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+        network, run = ctx.network, ctx.run
+        wanted = {
+            name: np.array(g.numpy(), dtype=np.float32, order="C")
+            for name, g in zip(ctx.names, gradients, strict=True)
+            if g is not None
+        }
+        found: dict[str, torch.Tensor] = {}
+        for layer, voltage in zip(reversed(network.layers), reversed(run.voltage), strict=True):
+            gradient = _gathered(layer, wanted, voltage.shape)
+            if gradient is not None:
+                arriving = _arriving(layer, gradient, voltage, run.weight)
+                _send_back(layer, arriving, run, network.network, wanted, found)
+        return None, None, None, *(found.get(name) for name in network.trained)
+
+
+def _run_layer(
+    layer: Layer, run: Run, size: Sequence[int], keep_current: bool
+) -> tuple[Array, Array, Array]:
+    """Current, voltage and spikes of a stage, shape (samples, steps, neurons)."""
+    samples, _, steps = size
+    _check_sums(layer, run)
+    voltage = np.empty((samples, steps, layer.n), dtype=np.int32)
+    current = np.empty((samples, steps if keep_current else 0, layer.n), dtype=np.int32)
+    spikes = np.empty((samples, steps, layer.n), dtype=np.int8)
+    kept = (layer.registers, current, voltage, spikes)
+    events, delay = _together(layer, run, samples, steps)
+    if layer.is_dense:
+        weight = run.weight[layer.incoming[0].synapses.name].rows
+        large = in_parts(
+            samples * len(weight),
+            lambda first, last: kernels.forward_dense(
+                first, last, events.neuron, events.at_step, delay, weight, *kept
+            ),
+        )
+    else:
+        weight, own = (_flat(wires, run.weight) for wires in (layer.incoming, layer.within))
+        ways = (layer.rows.start, layer.rows.ways, weight)
+        own_ways = (layer.own_rows.start, layer.own_rows.ways, own, layer.ahead)
+        large = in_parts(
+            samples,
+            lambda first, last: kernels.forward_rows(
+                first, last, events.neuron, events.at_step, delay, *ways, *own_ways, *kept
+            ),
+        )
+    if any(large):
+        raise _too_large(layer)
+    return current, voltage, spikes
+
+
+def _together(layer: Layer, run: Run, samples: int, steps: int) -> tuple[Events, int]:
+    """The events of everything that reaches a stage, and their delay."""
+    arrived = [(run.arrived[w.synapses.name], w.synapses.delay) for w in layer.incoming]
+    if not arrived:
+        none = np.zeros((samples, steps + 1), dtype=np.int64)
+        return Events(np.empty(0, dtype=np.int32), none, 0), 0
+    return arrived[0] if len(arrived) == 1 else (merged(arrived), 0)
+
+
+def _flat(wires: Sequence[Wire], weight: Mapping[str, Rounded]) -> Array:
+    """The rows of several projections, one after the other."""
+    rows = [weight[w.synapses.name].rows.reshape(-1) for w in wires]
+    if len(rows) == 1:
+        return rows[0]
+    return np.concatenate(rows) if rows else np.zeros(0, dtype=np.int16)
+
+
+def _check_sums(layer: Layer, run: Run) -> None:
+    """That no sum of weights can leave its 32 bits.
+
+    Raises:
+        FitError: it could.
+    """
+    largest = 0
+    for w in layer.wires:
+        name = w.synapses.name
+        spikes = w.size if w in layer.within else run.arrived[name].most
+        largest += w.most(spikes) * run.weight[name].largest
+    if largest >= 1 << (kernels.HUGE - ALIGN_BITS):
+        raise _too_large(layer)
+
+
+def _gathered(layer: Layer, wanted: dict[str, Array], size: tuple[int, ...]) -> Array | None:
+    """The gradients of the spikes of a stage; None if there are none."""
+    found = {name: wanted.pop(name) for name in layer.slices if name in wanted}
+    if not found:
+        return None
+    if len(layer.slices) == 1:
+        return next(iter(found.values()))
+    gradient = np.zeros(size, dtype=np.float32)
+    for name, part in found.items():
+        gradient[..., layer.slices[name]] = part
+    return gradient
+
+
+def _arriving(
+    layer: Layer, gradient: Array, voltage: Array, weight: Mapping[str, Rounded]
+) -> Array:
+    """The gradients of what arrives at a stage, in place of those of its spikes."""
+    if layer.within:
+        _through_loop(layer, gradient, voltage, weight)
+        return gradient
+    samples = len(gradient)
+    width = min(kernels.BLOCK, max(1, -(-layer.n * samples // PARTS)))
+    in_parts(
+        samples * -(-layer.n // width),
+        lambda first, last: kernels.backward(
+            first, last, width, gradient, voltage, layer.surrogate
+        ),
+    )
+    return gradient
+
+
+def _through_loop(
+    layer: Layer, gradient: Array, voltage: Array, weight: Mapping[str, Rounded]
+) -> None:
+    """``_arriving`` where spikes come back: the gradient of a spike is that of all it brought."""
+    steps = gradient.shape[1]
+    g_u, g_v = np.zeros((2, len(gradient), layer.n), dtype=np.float32)
+    ways = [
+        (w, w.synapses.delay, layer.slices[w.synapses.source], layer.slices[w.synapses.target])
+        for w in layer.within
+    ]
+    with one_thread():
+        for t in range(steps - 1, -1, -1):
+            for w, delay, source, target in ways:
+                if t + delay < steps:
+                    came = gradient[:, t + delay, target]
+                    gradient[:, t, source] += w.step_back(came, weight[w.synapses.name])
+            kernels.backward_step(t, gradient, voltage, layer.surrogate, g_u, g_v)
+
+
+def _send_back(
+    layer: Layer,
+    arriving: Array,
+    run: Run,
+    network: Network,
+    wanted: dict[str, Array],
+    found: dict[str, torch.Tensor],
+) -> None:
+    """Gradients of the weights into a stage, and of the spikes that came from earlier ones."""
+    for w in layer.wires:
+        name, source = w.synapses.name, w.synapses.source
+        part = np.ascontiguousarray(arriving[..., layer.slices[w.synapses.target]])
+        if w.synapses.trained:
+            found[name] = torch.from_numpy(w.weight_gradient(run.arrived[name], part))
+        if source in network.populations and source not in layer.slices:
+            earlier = w.back(part, run.weight[name])
+            if source in wanted:
+                wanted[source] += earlier
+            else:
+                wanted[source] = earlier
+
+
+def _too_large(layer: Layer) -> FitError:
+    return FitError(
+        f"{' and '.join(layer.slices)}: found u or v of 2^{kernels.HUGE} or more in the trainer's "
+        "forward pass, allowed below the chip's 2^23; train with smaller weights or a faster decay"
+    )
+
+
+def _real(whole: Array, scale: int) -> torch.Tensor:
+    """Whole numbers (samples, steps, neurons) in real units, (samples, neurons, steps)."""
+    return torch.from_numpy(np.ascontiguousarray(whole.swapaxes(1, 2), np.float64) / scale)

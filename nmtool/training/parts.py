@@ -1,0 +1,36 @@
+"""Work in parts that threads share, whose results do not depend on how many threads there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+PARTS = 4
+"""Work is cut into so many parts at most; no sum is cut."""
+
+
+def in_parts(count: int, work: Callable[[int, int], Any]) -> list[Any]:
+    """What ``work(first, last)`` gives for every part of so many things, in their order.
+
+    The caller works too: it takes the parts from the end that no thread has begun.
+    """
+    n = min(PARTS, count)
+    parts = list(pairwise(count * k // n for k in range(n + 1))) if n else []
+    if len(parts) < 2:
+        return [work(*part) for part in parts]
+    pool = _pool()
+    waiting = [pool.submit(work, *part) for part in parts[:-1]]
+    found = [work(*parts[-1])]
+    for part, future in zip(reversed(parts[:-1]), reversed(waiting), strict=True):
+        found.append(work(*part) if future.cancel() else future.result())
+    return found[::-1]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    threads = max(1, min(PARTS, len(os.sched_getaffinity(0))) - 1)
+    return ThreadPoolExecutor(threads, "nmtool-training")
