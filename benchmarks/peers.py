@@ -7,13 +7,16 @@ into its own layout. Where they differ from nmtool:
 
 - lava-dl: CUBA blocks; the same integers of states, the same surrogate, 8-bit weights at one fixed
   exponent, a step of delay for each block.
-- SpikingJelly: CUBALIFNode in multi-step mode, float32, a rectangle as the surrogate. And LIFNode,
-  which has a hand-written backward pass but no current: less work, and the same voltage decay.
+- SpikingJelly: CUBALIFNode in multi-step mode, float32, a rectangle as the surrogate, no gradient
+  through the reset. And LIFNode, which has a hand-written backward pass but no current: less work,
+  and the same voltage decay. Its CuPy and Triton backends need CUDA.
 - snnTorch: Synaptic, float32, arc tangent surrogate, reset at once. Its modules know one step.
+  torch.compile, which its release notes of 0.8.1 announce, makes that step slower (torch 2.13).
 - Norse: LIF, float32, SuperSpike surrogate; its voltage takes 3 % of the current, so that its
-  threshold is 3 % of the others'.
+  threshold is 3 % of the others'. Also with its step compiled, as its own tests do (1.1).
 - Sinabs: LIF with SingleSpike and MembraneReset, float32, exponential surrogate; the current decays
-  before the voltage sees it, so that its threshold is three quarters of the others'.
+  before the voltage sees it, so that its threshold is three quarters of the others'. Its faster
+  EXODUS layers need CUDA.
 """
 
 from __future__ import annotations
@@ -83,6 +86,11 @@ class Shape:
         for layer in self.layers:
             sizes.append(_after(layer, sizes[-1]))
         return sizes
+
+    def spiking(self) -> list[tuple[int, ...]]:
+        """Of every layer that has neurons."""
+        layers = zip(self.layers, self.sizes()[1:], strict=True)
+        return [size for layer, size in layers if not isinstance(layer, Pool)]
 
     def weights(self) -> list[Any]:
         """Of every layer: (target, source...), None for pooling; the same for every library.
@@ -182,6 +190,17 @@ class Counts(torch.nn.Module):
             self.reset()
         return self.network(x).sum(self.axis)
 
+    def spikes(self, x: torch.Tensor) -> list[float]:
+        """How many spikes every layer with neurons sends."""
+        if self.reset:
+            self.reset()
+        sent = []
+        for layer in self.network.children():
+            x = layer(x)
+            if getattr(layer, "neurons", None) or getattr(layer, "neuron", None):
+                sent.append(float(x.detach().sum()))
+        return sent
+
 
 def spikingjelly(shape: Shape, current: bool = True) -> tuple[torch.nn.Module, Layout]:
     """CUBALIFNode, or LIFNode, whose input current does not last."""
@@ -190,10 +209,10 @@ def spikingjelly(shape: Shape, current: bool = True) -> tuple[torch.nn.Module, L
     def neurons() -> torch.nn.Module:
         if current:
             node = neuron.CUBALIFNode(KEEP_U, KEEP_V, THRESHOLD, 0.0)
-            node.step_mode = "m"
+            node.step_mode, node.detach_reset = "m", True
             return node
         rest = THRESHOLD * (1 - KEEP_U)
-        return neuron.LIFNode(1 / (1 - KEEP_V), False, rest, 0.0, step_mode="m")
+        return neuron.LIFNode(1 / (1 - KEEP_V), False, rest, 0.0, detach_reset=True, step_mode="m")
 
     def recurrent(n: int) -> torch.nn.Module:
         node = neurons()
@@ -217,9 +236,10 @@ def snntorch(shape: Shape) -> tuple[torch.nn.Module, Layout]:
         def __init__(self, cell: Any) -> None:
             super().__init__()
             self.cell = cell
+            self.kept = 0 if isinstance(cell, RSynaptic) else 1  # it takes its spikes back too
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            kept = 0 if isinstance(self.cell, RSynaptic) else 1  # it takes its spikes back too
+            kept = self.kept
             state = (torch.zeros_like(x[0]),) * (3 - kept)
             spikes = []
             for step in x:
@@ -237,7 +257,7 @@ def snntorch(shape: Shape) -> tuple[torch.nn.Module, Layout]:
     return Counts(stack(shape, lambda: Steps(Synaptic(**keep)), recurrent), 0), steps_first
 
 
-def norse(shape: Shape) -> tuple[torch.nn.Module, Layout]:
+def norse(shape: Shape, compile: bool = False) -> tuple[torch.nn.Module, Layout]:
     """LIF and LIFRecurrent with steps of 1 ms."""
     from norse.torch.functional.lif import LIFParameters
     from norse.torch.module.lif import LIF, LIFRecurrent
@@ -251,7 +271,9 @@ def norse(shape: Shape) -> tuple[torch.nn.Module, Layout]:
     class Spikes(torch.nn.Module):
         def __init__(self, neurons: torch.nn.Module) -> None:
             super().__init__()
-            self.neurons = neurons
+            self.neurons: Any = neurons
+            if compile:
+                self.neurons.activation = torch.compile(self.neurons.activation, dynamic=False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.neurons(x)[0]
@@ -325,7 +347,8 @@ def lava_dl(shape: Shape) -> tuple[torch.nn.Module, Layout]:
             made.append(block.cuba.Conv(neuron, *sizes, padding=layer.kernel // 2))
             synapse = made[-1].synapse
         elif layer.recurrent:
-            made.append(block.cuba.Recurrent(neuron, prod(before), layer.size))
+            own_neuron = {**neuron}  # the block writes into it
+            made.append(block.cuba.Recurrent(own_neuron, prod(before), layer.size))
             synapse, own = made[-1].input_synapse, made[-1].recurrent_synapse
             own.weight.data.copy_(among(layer.size).reshape(own.weight.shape))
         else:
@@ -333,7 +356,15 @@ def lava_dl(shape: Shape) -> tuple[torch.nn.Module, Layout]:
             made.append(block.cuba.Dense(neuron, prod(before), layer.size))
             synapse = made[-1].synapse
         synapse.weight.data.copy_(torch.from_numpy(weight).reshape(synapse.weight.shape))
-    return Counts(torch.nn.Sequential(*made), -1), lambda raster: raster
+
+    def reset() -> None:
+        for layer in made:
+            if isinstance(layer, block.cuba.Recurrent):
+                state = layer.neuron
+                state.current_state = torch.zeros_like(state.current_state)
+                state.voltage_state = torch.zeros_like(state.voltage_state)
+
+    return Counts(torch.nn.Sequential(*made), -1, reset), lambda raster: raster
 
 
 PEERS: dict[str, Callable[[Shape], tuple[torch.nn.Module, Layout]]] = {
@@ -342,5 +373,6 @@ PEERS: dict[str, Callable[[Shape], tuple[torch.nn.Module, Layout]]] = {
     "SpikingJelly LIFNode": lambda shape: spikingjelly(shape, current=False),
     "snnTorch": snntorch,
     "Norse": norse,
+    "Norse compiled": lambda shape: norse(shape, compile=True),
     "Sinabs": sinabs,
 }
