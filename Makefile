@@ -7,12 +7,14 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
-# One environment with everything: nmtool, its tools, and the two Lava wheels, whose metadata
-# refuses every current Python although they run on it.
+# One environment with everything: nmtool, its tools, the two Lava wheels, whose metadata refuses
+# every current Python although they run on it, and aeon, of which only the Japanese vowels are used
+# and whose metadata wants an older numba.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lava,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python lava-nc==0.10.0 lava-dl==0.6.0
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt aeon
 	touch $@
 
 demo: $(READY)

@@ -29,8 +29,8 @@ import nmtool
 from nmtool.backends.emulator import EmulatorBackend
 from nmtool.chip import SynapseFormat, load_chip
 from nmtool.compiler import compile_program
-from nmtool.config import Data, RateEncoding
-from nmtool.data import encode, load_split
+from nmtool.config import Digits, RateEncoding
+from nmtool.data import load_split, spikes_of
 from nmtool.network import Input, PeriodicReset
 from nmtool.quantization import QuantizedNetwork, QuantizedPopulation, QuantizedProjection
 from nmtool.spikes import SpikeTrain
@@ -148,8 +148,8 @@ def _digits() -> Case:
         "output": ((rng.normal(0, 40, (80, 128)) // 2 * 2).clip(-256, 254).astype(np.int64), 1600),
     }
     network = _chain("digits", 64, layers, decay_u=1023, decay_v=123)
-    data = Data(name="digits", encoding=RateEncoding(kind="rate", steps=32))
-    spikes = encode(load_split(data, "test").values, data.encoding)
+    data = Digits(name="digits", encoding=RateEncoding(kind="rate", steps=32))
+    spikes = spikes_of(load_split(data, "test"), data)
     program = compile_program(network, load_chip("loihi2"), n_steps=32)
     return Case(
         "digits, 360 x 32 steps, all probed", program, spikes, 0, 1500, 2, "spikes", limited=True

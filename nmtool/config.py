@@ -60,14 +60,177 @@ Encoding = Annotated[RateEncoding | RandomEncoding | LatencyEncoding, Field(disc
 """How a number in [0, 1] becomes spikes over ``steps`` steps."""
 
 
-class Data(Strict):
-    """A data set, its seeded and stratified split, and its encoding."""
+class DeltaEncoding(Strict):
+    """Send-on-delta: an on or off spike for every ``threshold`` that a channel moves.
+
+    A frame is held for ``hold`` steps, in each of which a channel spikes at most once. The unit of
+    ``threshold`` is the channel's standard deviation in the training samples.
+    """
+
+    kind: Literal["delta"]
+    steps: Steps
+    hold: Annotated[int, Field(ge=1, le=1000)] = 4
+    threshold: Rate = 0.25
+
+
+class Digits(Strict):
+    """scikit-learn's handwritten digits, their seeded and stratified split, and their encoding."""
 
     name: Literal["digits"]
     encoding: Encoding
     test: Positive = 360
     validation: Positive = 180
     split_seed: Seed = 0
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of a sample."""
+        return self.encoding.steps
+
+
+Deviation = Annotated[float, Field(ge=0, le=10)]
+FRAMES = 29
+"""Of the longest utterance of the Japanese vowels."""
+
+
+class JapaneseVowels(Strict):
+    """Two vowels by nine speakers, to be told apart. Validation is a part of the training part.
+
+    While a network trains, ``offset_noise`` and ``frame_noise`` (in standard deviations of the
+    channel) are those of normal numbers that are added to every channel of an utterance as a whole,
+    and of each of its frames, drawn anew in every epoch.
+    """
+
+    name: Literal["japanese_vowels"]
+    encoding: DeltaEncoding
+    offset_noise: Deviation = 0.0
+    frame_noise: Deviation = 0.0
+    validation: Positive = 45
+    split_seed: Seed = 0
+
+    @field_validator("encoding")
+    @classmethod
+    def _long_enough(cls, encoding: DeltaEncoding) -> DeltaEncoding:
+        if encoding.steps < FRAMES * encoding.hold:
+            raise ValueError(
+                f"steps of at least {FRAMES * encoding.hold}, for the longest utterance, {FRAMES} "
+                f"frames of {encoding.hold} steps (hold); found {encoding.steps}"
+            )
+        return encoding
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of a sample."""
+        return self.encoding.steps
+
+
+SampleCount = Annotated[int, Field(ge=4, le=1_000_000)]
+
+
+class DelayedXor(Strict):
+    """Two cues, a delay between them, and a go signal; the class is whether the cues differ.
+
+    Each of the three lasts ``cue`` steps and is followed by ``delay`` steps. ``lines`` neurons
+    carry each signal: with probability ``rate`` they spike at a step of it, with probability
+    ``noise`` at any other.
+    """
+
+    name: Literal["delayed_xor"]
+    cue: Annotated[int, Field(ge=1, le=10_000)] = 8
+    delay: Annotated[int, Field(ge=0, le=10_000)] = 12
+    lines: Annotated[int, Field(ge=1, le=1000)] = 8
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    noise: Fraction = 0.02
+    train: SampleCount = 800
+    validation: SampleCount = 200
+    test: SampleCount = 400
+    seed: Seed = 0
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of a sample."""
+        return 3 * (self.cue + self.delay)
+
+
+class MovingDigits(Strict):
+    """scikit-learn's digits in three saccades before a camera that reports changes of brightness.
+
+    A pixel of the ``size`` x ``size`` array sends an on or off event where its brightness (0 to 1)
+    has moved by ``threshold`` since its last one. ``motion_seed`` draws the saccades.
+    """
+
+    name: Literal["moving_digits"]
+    size: Literal[16, 32] = 16
+    steps: Annotated[int, Field(ge=3, le=1000)] = 36
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.2
+    motion_seed: Seed = 0
+    test: Positive = 360
+    validation: Positive = 180
+    split_seed: Seed = 0
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of a sample."""
+        return self.steps
+
+
+class _Recorded(Strict):
+    """A recorded data set, whose archives lie in ``folder``, or are fetched there by tonic.
+
+    Events are counted into ``steps`` steps of ``step_ms``; those after them are left out, and
+    several of one line in one step are one spike. Validation is taken from the training part.
+    """
+
+    folder: Annotated[str, Field(min_length=1)] | None = None
+    download: bool = False
+    steps: Steps
+    step_ms: Rate
+    validation: Positive
+    split_seed: Seed = 0
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of a sample."""
+        return self.steps
+
+
+class NMnist(_Recorded):
+    """N-MNIST: MNIST's digits before an event camera of 34 x 34 pixels."""
+
+    name: Literal["nmnist"]
+    steps: Steps = 300
+    step_ms: Rate = 1.0
+    validation: Positive = 6000
+
+
+class DvsGesture(_Recorded):
+    """DVS Gesture: eleven gestures before an event camera of 128 x 128 pixels.
+
+    ``pool`` joins squares of so many pixels to one line.
+    """
+
+    name: Literal["dvs_gesture"]
+    steps: Steps = 1450
+    step_ms: Rate = 1.0
+    validation: Positive = 110
+    pool: Literal[1, 2, 4, 8] = 1
+
+
+class Shd(_Recorded):
+    """Spiking Heidelberg Digits: twenty spoken digits through a cochlea of 700 channels."""
+
+    name: Literal["shd"]
+    steps: Steps = 100
+    step_ms: Rate = 14.0
+    validation: Positive = 820
+
+
+Recorded = NMnist | DvsGesture | Shd
+Data = Annotated[
+    Digits | JapaneseVowels | DelayedXor | MovingDigits | NMnist | DvsGesture | Shd,
+    Field(discriminator="name"),
+]
+"""A data set, by its name: its split, its encoding or its length in steps."""
 
 
 class NeuronConfig(Strict):

@@ -182,8 +182,16 @@ class SpikeTrain:
 
     def select(self, samples: Sequence[int] | IntArray) -> SpikeTrain:
         """The given samples, in the given order, as a batch."""
-        chosen = np.asarray(samples, dtype=np.int64)
-        return SpikeTrain.from_raster(self.batch()[chosen], self.payload is not None)
+        chosen = np.arange(self.n_samples)[np.asarray(samples, dtype=np.int64)]
+        begin = self.offset[chosen * self.n_steps]
+        length = self.offset[(chosen + 1) * self.n_steps] - begin
+        moved = begin - np.cumsum(length) + length
+        index = np.repeat(moved, length) + np.arange(length.sum())
+        counts = np.diff(self.offset).reshape(self.n_samples, self.n_steps)[chosen]
+        offset = np.concatenate([[0], np.cumsum(counts)])
+        payload = None if self.payload is None else self.payload[index]
+        sizes = (len(chosen), self.n_neurons, self.n_steps)
+        return SpikeTrain(offset, self.neuron[index], *sizes, payload)
 
     def with_steps(self, n_steps: int) -> SpikeTrain:
         """The same spikes in samples of another length.

@@ -37,6 +37,8 @@ Path_ = tuple[str | int, ...]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 DURATION = r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*"
+_TAGS = ("kind", "name")
+"""Keys that say which member of a union a mapping is."""
 _DIRECTIVE = re.compile(r"\ufeff?(?:[ \t]*(?:#[^\n]*)?\r?\n)*%")
 _TAG = re.compile(r"!\S*")
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -376,27 +378,29 @@ def _siblings(model: type[BaseModel], location: Path_, data: Any) -> set[str]:
     """The keys that the mapping at ``location[:-1]`` may have."""
     current: list[type[BaseModel]] = [model]
     for part in location[:-1]:
-        data = data.get(part) if isinstance(data, Mapping) else data[part]
-        current = (
-            [
+        if isinstance(part, str) and all(part in m.model_fields for m in _tagged(current, data)):
+            current = [
                 inner
-                for outer in current
+                for outer in _tagged(current, data)
                 for inner in _models_in(outer.model_fields[part].annotation)
             ]
-            if isinstance(part, str) and all(part in m.model_fields for m in current)
-            else current
-        )
-    kind = data.get("kind") if isinstance(data, Mapping) else None
-    matching = [m for m in current if kind in _literals(m)] or current
+        data = data.get(part) if isinstance(data, Mapping) else data[part]
     return {
         (info.alias or name)
-        for candidate in matching
+        for candidate in _tagged(current, data)
         for name, info in candidate.model_fields.items()
     }
 
 
-def _literals(model: type[BaseModel]) -> tuple[Any, ...]:
-    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+def _tagged(models: list[type[BaseModel]], data: Any) -> list[type[BaseModel]]:
+    """The members of a union that a mapping's tag names; all of them if it names none."""
+    if not isinstance(data, Mapping):
+        return models
+    return [m for m in models if any(data.get(t) in _literals(m, t) for t in _TAGS)] or models
+
+
+def _literals(model: type[BaseModel], tag: str) -> tuple[Any, ...]:
+    return get_args(model.model_fields[tag].annotation) if tag in model.model_fields else ()
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

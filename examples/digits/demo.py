@@ -186,7 +186,7 @@ def _draw_spikes(path: Path, recording_file: Path) -> None:
     import matplotlib.pyplot as plt
 
     import nmtool
-    from nmtool.data import encode, load_split
+    from nmtool.data import load_split, spikes_of
 
     network = nmtool.load(recording_file.parent / "network.h5")
     recording = nmtool.load(recording_file)
@@ -194,12 +194,12 @@ def _draw_spikes(path: Path, recording_file: Path) -> None:
     assert isinstance(recording, nmtool.Recording)
     assert network.data is not None
     digit = load_split(network.data, "test")
-    rasters = {"input": encode(digit.values[:1], network.data.encoding).batch()[0]}
+    rasters = {"input": spikes_of(digit, network.data).select([0]).batch()[0]}
     rasters |= {name: train.batch()[0] for name, train in recording.spikes.items()}
     figure, axes = plt.subplots(
         1, len(rasters) + 1, figsize=(3.2 * (len(rasters) + 1), 3.6), layout="constrained"
     )
-    axes[0].imshow(digit.values[0].reshape(digit.shape), cmap="gray_r")
+    axes[0].imshow(digit.features[0].reshape(digit.shape[:2]), cmap="gray_r")
     axes[0].set(title=f"digit {digit.labels[0]}", xticks=[], yticks=[])
     for axis, (name, raster) in zip(axes[1:], rasters.items(), strict=True):
         neuron, step = raster.nonzero()

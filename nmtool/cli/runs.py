@@ -15,8 +15,8 @@ from nmtool import formats
 from nmtool.chip import ChipSpec
 from nmtool.cli.common import read_array
 from nmtool.compiler import Program
-from nmtool.config import Experiment, experiment_from_json
-from nmtool.data import encode, load_split
+from nmtool.config import Digits, Experiment, experiment_from_json
+from nmtool.data import encode, load_split, spikes_of
 from nmtool.errors import ArtifactError, ConfigError, UsageError
 from nmtool.fixedpoint import IntArray
 from nmtool.formats.netx import is_netx, load_netx
@@ -214,6 +214,11 @@ def _encoded(
 ) -> dict[str, SpikeTrain]:
     if network.data is None:
         raise ConfigError("--encode: the program holds no encoding, give spike rasters instead")
+    if not isinstance(network.data, Digits):
+        raise ConfigError(
+            f"--encode: the program's data set {network.data.name} has no encoding of single "
+            "numbers, give spike rasters instead"
+        )
     encoding = network.data.encoding
     return {name: encode(read_array(path, "--input"), encoding) for name, path in files.items()}
 
@@ -341,5 +346,5 @@ def _from_data_set(network: QuantizedNetwork | Network, data: str | None) -> Giv
             "feeds 1; use --input NAME=FILE.npy for each"
         )
     samples = load_split(network.data, split or "test")
-    spikes = {next(iter(network.inputs)): encode(samples.values, network.data.encoding)}
+    spikes = {next(iter(network.inputs)): spikes_of(samples, network.data)}
     return Given(spikes, samples.labels, f"{name}:{split or 'test'}")

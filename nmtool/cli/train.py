@@ -11,6 +11,7 @@ from nmtool import yamlio
 from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb, warn
 from nmtool.cli.runs import Run
 from nmtool.config import Engine, Experiment, load_experiment, resolved_json
+from nmtool.data.augment import check_jitter
 from nmtool.errors import ConfigError, UsageError
 from nmtool.training import require_torch
 
@@ -39,6 +40,7 @@ def command(experiment: str, output: str | None, resume: bool, options: Options)
     if options.seed is not None:
         overrides.append(f"seed={options.seed}")
     config = load_experiment(experiment, overrides)
+    check_jitter(config.data, config.train.jitter)
     run = Run(Path(output or f"runs/{config.name}"))
     if run.network.exists() and not (options.force or resume):
         raise UsageError(f"{run.network}: exists already; use --force to train again, or --resume")
@@ -98,6 +100,7 @@ def _train(
     from nmtool.training.checkpoint import load_checkpoint, save_checkpoint
     from nmtool.training.trainer import train
 
+    _load(config, options)
     resolved = resolved_json(config)
     state = load_checkpoint(run.checkpoint, resolved) if resume else None
     write_text(run.experiment, resolved + "\n")
@@ -131,20 +134,34 @@ def _train(
     emit(options, "train", {"run": str(run.folder), **document}, _text(run, document, state))
 
 
+def _load(config: Experiment, options: Options) -> None:
+    """Load all parts of the data set, and say what a recorded one leaves out."""
+    from nmtool.data import SPLITS, load_split
+
+    for split in SPLITS:
+        with progress(options, f"load {config.data.name}:{split}"):
+            samples = load_split(config.data, split)
+        if samples.late is not None and (late := int(samples.late.sum())):
+            warn(
+                f"{config.data.name}:{split}: {late} events come after step {config.data.n_steps} "
+                "and are left out"
+            )
+
+
 def _metrics(
     config: Experiment, trained: Network, state: TrainingState, chip: Any
 ) -> dict[str, Any]:
     """Accuracies of the best epoch; the test set is looked at here, once, after selection."""
     from dataclasses import asdict
 
-    from nmtool.data import encode, load_split
+    from nmtool.data import load_split, spikes_of
     from nmtool.measure import measure
     from nmtool.quantization import dequantize, quantize
     from nmtool.training.baseline import logistic_regression_accuracy
     from nmtool.training.record import record
 
     test = load_split(config.data, "test")
-    spikes = encode(test.values, config.data.encoding)
+    spikes = spikes_of(test, config.data)
 
     def accuracy(network: Network) -> float:
         recording = record(network, chip, spikes, engine=config.train.engine)

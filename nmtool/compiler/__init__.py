@@ -61,7 +61,7 @@ def compile_program(
     rules.refuse([*rules.registers(quantized, chip), *advised(problems, quantized, chip, site)])
     if n_steps is not None and (not isinstance(n_steps, int | np.integer) or n_steps < 1):
         raise ConfigError(f"compile: found {n_steps} steps, allowed whole numbers from 1")
-    own = quantized.data.encoding.steps if quantized.data else DEFAULT_STEPS
+    own = quantized.data.n_steps if quantized.data else DEFAULT_STEPS
     steps = own if n_steps is None else int(n_steps)
     arrival = arrivals(quantized)
     return Program(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nmtool.config import Encoding, RandomEncoding, RateEncoding
+from nmtool.config import DeltaEncoding, Encoding, RandomEncoding, RateEncoding
 from nmtool.errors import ConfigError
+from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
 from nmtool.spikes import SpikeTrain, latency, rate_random, rate_regular
 
 MAX_RASTER = 1 << 29
@@ -44,3 +45,35 @@ def encode(values: npt.ArrayLike, encoding: Encoding) -> SpikeTrain:
     else:
         raster = latency(intensity, encoding.steps)
     return SpikeTrain.from_raster(raster)
+
+
+def delta_encode(series: FloatArray, frames: IntArray, encoding: DeltaEncoding) -> BoolArray:
+    r"""On and off spikes of time series: send-on-delta, one threshold at a step.
+
+    Every channel has a reference r, at first 0. At step t, of frame f = floor(t / hold),
+
+    .. math:: on_t = x_f - r \ge \theta,\quad off_t = r - x_f \ge \theta,\quad
+        r \leftarrow r + \theta\,(on_t - off_t) ,
+
+    so that theta times the on spikes less the off spikes follows x to within theta, as fast as
+    theta a step. After its last frame a series sends nothing. Source: step-forward encoding, Petro,
+    Kasabov and Kiss 2020.
+
+    Args:
+        series: (samples, frames, channels), in units of the channels' standard deviations.
+        frames: true number of frames of each series, (samples,).
+        encoding: threshold theta, hold, and steps.
+
+    Returns:
+        (samples, 2 channels, steps); line 2 c is on, 2 c + 1 off of channel c.
+    """
+    n, longest, channels = series.shape
+    spikes = np.zeros((n, channels, 2, encoding.steps), dtype=np.bool_)
+    reference = np.zeros((n, channels))
+    for step in range(min(encoding.steps, longest * encoding.hold)):
+        frame = step // encoding.hold
+        change = np.where((frame < frames)[:, None], series[:, frame] - reference, 0.0)
+        on, off = change >= encoding.threshold, change <= -encoding.threshold
+        spikes[:, :, 0, step], spikes[:, :, 1, step] = on, off
+        reference += encoding.threshold * (on.astype(np.float64) - off)
+    return spikes.reshape(n, 2 * channels, encoding.steps)

@@ -1,84 +1,75 @@
-"""Data sets that need no download, split once and for all by a seed."""
+"""Data sets by what an experiment says: their parts, the shape of a sample, and their classes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal, get_args
+import math
 
-import numpy as np
-
-from nmtool.config import Data
+from nmtool.config import Data, DelayedXor, Digits, JapaneseVowels, MovingDigits
+from nmtool.data import delayed_xor, digits, japanese_vowels, moving_digits, recorded
+from nmtool.data.encoding import encode
+from nmtool.data.samples import SPLITS, Samples, Shape
 from nmtool.errors import ConfigError
-from nmtool.fixedpoint import FloatArray, IntArray
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Raw samples in [0, 1] of shape (samples, features), their labels, and the image shape."""
-
-    values: FloatArray
-    labels: IntArray
-    shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def n_features(_data: Data) -> int:
-    """Spike lines that a sample of the data set needs."""
-    return int(_digits().values.shape[1])
-
-
-def n_classes(_data: Data) -> int:
-    """The number of classes of the data set."""
-    return int(_digits().labels.max()) + 1
-
-
-@lru_cache(maxsize=1)
-def _digits() -> Samples:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    return Samples(bunch.data / 16.0, bunch.target.astype(np.int64), (8, 8))
+from nmtool.spikes import SpikeTrain
 
 
 def load_split(data: Data, split: str) -> Samples:
-    """One part of a data set: train, validation or test; stratified, and fixed by split_seed.
+    """One part of a data set: train, validation or test; the same whenever it is asked for.
 
     Raises:
-        ConfigError: an unknown split, or a test and a validation part that leave nothing.
+        ConfigError: an unknown split, parts that leave nothing, or files that are missing or wrong.
+        DependencyError: the package that holds the data is missing.
     """
     if split not in SPLITS:
         raise ConfigError(f"split: found {split!r}, allowed {', '.join(SPLITS)}")
-    everything = _digits()
-    _check_sizes(data, len(everything))
-    index = _split_indices(data.test, data.validation, data.split_seed)[split]
-    return Samples(everything.values[index], everything.labels[index], everything.shape)
+    if isinstance(data, Digits):
+        return digits.load(data, split)
+    if isinstance(data, JapaneseVowels):
+        return japanese_vowels.load(data, split)
+    if isinstance(data, DelayedXor):
+        return delayed_xor.load(data, split)
+    if isinstance(data, MovingDigits):
+        return moving_digits.load(data, split)
+    return recorded.load(data, split)
 
 
-def _check_sizes(data: Data, total: int) -> None:
-    classes = n_classes(data)
-    rest = total - data.test - data.validation
-    for name, size in (("test", data.test), ("validation", data.validation), ("train", rest)):
-        if size < classes:
-            raise ConfigError(
-                f"data.{name}: found {size} samples of {total}, allowed {classes} or more"
-            )
+def spikes_of(samples: Samples, data: Data) -> SpikeTrain:
+    """The spikes of samples: as they are, or as the data set's encoding makes them.
+
+    Raises:
+        ConfigError: too many for the encoding.
+    """
+    if samples.spikes is not None:
+        return samples.spikes
+    assert isinstance(data, Digits)
+    assert samples.values is not None
+    return encode(samples.values, data.encoding)
 
 
-@lru_cache(maxsize=8)
-def _split_indices(test: int, validation: int, seed: int) -> dict[str, IntArray]:
-    from sklearn.model_selection import train_test_split
+def input_shape(data: Data) -> Shape:
+    """The shape of a sample without its steps: (x, y, channel), or (lines,)."""
+    if isinstance(data, Digits):
+        return digits.SHAPE
+    if isinstance(data, JapaneseVowels):
+        return japanese_vowels.SHAPE
+    if isinstance(data, DelayedXor):
+        return delayed_xor.shape(data)
+    if isinstance(data, MovingDigits):
+        return moving_digits.shape(data)
+    return recorded.shape(data)
 
-    labels = _digits().labels
-    rest, test_index = train_test_split(
-        np.arange(len(labels)), test_size=test, stratify=labels, random_state=seed
-    )
-    train_index, validation_index = train_test_split(
-        rest, test_size=validation, stratify=labels[rest], random_state=seed
-    )
-    return {"train": train_index, "validation": validation_index, "test": test_index}
+
+def n_features(data: Data) -> int:
+    """Spike lines that a sample of the data set needs."""
+    return math.prod(input_shape(data))
+
+
+def n_classes(data: Data) -> int:
+    """The number of classes of the data set."""
+    known = {
+        "digits": digits.CLASSES,
+        "japanese_vowels": japanese_vowels.CLASSES,
+        "delayed_xor": delayed_xor.CLASSES,
+        "moving_digits": moving_digits.CLASSES,
+        **recorded.CLASSES,
+    }
+    return known[data.name]

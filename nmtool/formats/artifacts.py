@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from nmtool.backends.base import Recording
 from nmtool.chip import SynapseFormat
@@ -56,6 +57,7 @@ from nmtool.quantization import (
 Artifact: TypeAlias = Network | QuantizedNetwork | Program | Recording
 T = TypeVar("T")
 _WORD = (1 << 31) - 1
+_DATA: TypeAdapter[Data] = TypeAdapter(Data)
 _OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind for kind in (Dense, Sparse, Conv, SumPool, Flatten, Scale)
 }
@@ -160,7 +162,7 @@ def _read_sections(header: Mapping[str, Any]) -> dict[str, Any]:
             for name, source in header["inputs"].items()
         },
         "outputs": tuple(header["outputs"]),
-        "data": Data.model_validate(header["data"]) if header["data"] else None,
+        "data": _DATA.validate_python(header["data"]) if header["data"] else None,
         "readout": Readout.model_validate(header["readout"]) if header["readout"] else None,
         "checks": tuple(Check.model_validate(check) for check in header["checks"]),
         "metadata": header["metadata"],

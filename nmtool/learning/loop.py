@@ -12,7 +12,7 @@ import numpy as np
 from nmtool.backends.base import Session
 from nmtool.compiler import Program
 from nmtool.config import Experiment
-from nmtool.data import Samples, encode, load_split
+from nmtool.data import Samples, load_split, spikes_of
 from nmtool.errors import ArtifactError
 from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
 from nmtool.learning.host import Host, HostState
@@ -202,7 +202,7 @@ class _Split:
     @classmethod
     def load(cls, experiment: Experiment, program: Program, split: str) -> _Split:
         samples = load_split(experiment.data, split)
-        raster = encode(samples.values, experiment.data.encoding).batch()
+        raster = spikes_of(samples, experiment.data).batch()
         return cls(samples, raster, program.network.outputs[0])
 
     def accuracy(self, experiment: Experiment, measured: Mapping[str, BoolArray]) -> float:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from nmtool.config import Data, Experiment
-from nmtool.data import load_split, n_classes, n_features
+from nmtool.config import Experiment
+from nmtool.data import input_shape, n_classes, n_features
 from nmtool.errors import ConfigError, NmtoolError
 from nmtool.layers import from_config
 from nmtool.network import Network
@@ -40,7 +40,7 @@ def build_network(experiment: Experiment, folder: Path) -> Network:
                 f"{type(network).__name__}, allowed a nmtool Network"
             )
     else:
-        shape = _input_shape(experiment.data)
+        shape = input_shape(experiment.data)
         network = from_config(experiment.network, shape, classes, experiment.seed)
     _check_ends(network, inputs, classes * experiment.network.readout.neurons_per_class)
     return replace(
@@ -51,12 +51,6 @@ def build_network(experiment: Experiment, folder: Path) -> Network:
         checks=tuple(experiment.checks),
         weight_bits=experiment.train.weight_bits,
     )
-
-
-def _input_shape(data: Data) -> tuple[int, ...]:
-    """(x, y, channel) of images, (lines,) of what has no places."""
-    shape = load_split(data, "train").shape
-    return (*shape, 1) if len(shape) == 2 else shape
 
 
 def _entry(entry: str, folder: Path) -> Callable[[int, int, int], object]:

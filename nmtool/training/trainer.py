@@ -13,9 +13,11 @@ import torch
 
 from nmtool.chip import ChipSpec
 from nmtool.config import Experiment
-from nmtool.data import Samples, encode, load_split
+from nmtool.data import Samples, load_split, spikes_of
+from nmtool.data.augment import check_jitter, varied
 from nmtool.formats.claims import check_arrays
 from nmtool.network import Network
+from nmtool.spikes import SpikeTrain
 from nmtool.training.losses import class_sums, make_loss
 from nmtool.training.model import Model, make_model, reproducible, trained, with_weights
 
@@ -92,6 +94,7 @@ def _train(
 ) -> tuple[Network, TrainingState]:
     fresh = TrainingState.fresh(network)
     state = state or fresh
+    check_jitter(experiment.data, experiment.train.jitter)
     check_arrays("the checkpoint's weights", state.weights, fresh.weights)
     model = make_model(network, chip, experiment.surrogate, experiment.train.engine)
     model.load(state.weights)
@@ -128,23 +131,15 @@ def _batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     rng = np.random.default_rng([experiment.seed, 1, epoch])
     order = rng.permutation(len(samples))
-    values = shifted(samples, experiment.train.jitter, rng)
-    raster = encode(values, experiment.data.encoding).batch().astype(np.float32)
+    spikes_at = varied(samples, experiment.data, experiment.train.jitter, rng)
     for start in range(0, len(order), experiment.train.batch):
         chosen = order[start : start + experiment.train.batch]
-        yield torch.from_numpy(raster[chosen]), torch.from_numpy(samples.labels[chosen])
+        yield _raster(spikes_at(chosen)), torch.from_numpy(samples.labels[chosen])
 
 
-def shifted(samples: Samples, jitter: int, rng: np.random.Generator) -> Any:
-    """Half of the images moved by up to ``jitter`` pixels in x and y, zeros coming in."""
-    if not jitter:
-        return samples.values
-    n, (height, width) = len(samples), samples.shape
-    move = rng.integers(-jitter, jitter + 1, size=(n, 2)) * (rng.random((n, 1)) < 0.5)
-    padded = np.pad(samples.values.reshape(n, height, width), ((0, 0), *[(jitter, jitter)] * 2))
-    rows = (move[:, :1] + jitter + np.arange(height))[:, :, None]
-    columns = (move[:, 1:] + jitter + np.arange(width))[:, None, :]
-    return padded[np.arange(n)[:, None, None], rows, columns].reshape(n, -1)
+def _raster(spikes: SpikeTrain) -> torch.Tensor:
+    """Shape (samples, neurons, steps)."""
+    return torch.from_numpy(spikes.batch().astype(np.float32))
 
 
 def _update(
@@ -168,18 +163,19 @@ def _evaluate(
     model: Model, experiment: Experiment, samples: Samples
 ) -> tuple[float, dict[str, float], tuple[str, ...]]:
     model.train(False)
-    raster = encode(samples.values, experiment.data.encoding).batch().astype(np.float32)
+    given, n = spikes_of(samples, experiment.data), len(samples)
     right = 0
     rates = dict.fromkeys(model.network.populations, 0.0)
     with torch.no_grad():
-        for start in range(0, len(raster), EVALUATION_BATCH):
-            spikes = model(torch.from_numpy(raster[start : start + EVALUATION_BATCH]))
+        for start in range(0, n, EVALUATION_BATCH):
+            chosen = np.arange(start, min(start + EVALUATION_BATCH, n))
+            spikes = model(_raster(given.select(chosen)))
             counts = class_sums(spikes[model.network.outputs[0]], experiment.network.readout)
-            labels = torch.from_numpy(samples.labels[start : start + EVALUATION_BATCH])
+            labels = torch.from_numpy(samples.labels[chosen])
             right += int((counts.argmax(dim=1) == labels).sum())
             for name, train in spikes.items():
-                rates[name] += float(train.mean()) * len(labels) / len(raster)
-    return right / len(raster), rates, tuple(_activity_warnings(rates))
+                rates[name] += float(train.mean()) * len(labels) / n
+    return right / n, rates, tuple(_activity_warnings(rates))
 
 
 def _activity_warnings(rates: dict[str, float]) -> Iterator[str]:

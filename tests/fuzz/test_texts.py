@@ -17,7 +17,7 @@ from nmtool.chip import config_folder, load_chip, load_hardware
 from nmtool.cli.runs import Run
 from nmtool.compiler import compile_program
 from nmtool.config import Experiment, experiment_from_json, load_experiment, resolved_json
-from nmtool.data import encode, load_split
+from nmtool.data import load_split, spikes_of
 from nmtool.errors import ArtifactError, ConfigError, FitError
 from nmtool.network import from_config
 from nmtool.regression.quarantine import load_quarantine
@@ -93,7 +93,7 @@ def use_experiment(path):
     if config.network.layers:
         network = from_config(config.network, 64, 10, config.seed)
         compile_program(network, load_chip("loihi2"))
-    encode(load_split(config.data, "test").values, config.data.encoding)
+    spikes_of(load_split(config.data, "test"), config.data)
 
 
 def use_target(path):

@@ -178,7 +178,7 @@ def test_the_learning_rate_falls_as_a_cosine(experiment, untrained, chip, small_
 
 
 def test_jitter_moves_half_of_the_images_by_whole_pixels():
-    from nmtool.training.trainer import shifted
+    from nmtool.data.augment import shifted
 
     values = np.random.default_rng(0).random((400, 64))
     samples = Samples(values, np.zeros(400, np.int64), (8, 8))

@@ -57,7 +57,7 @@ def test_lava_is_not_loaded_before_a_target_is_opened():
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("h5py", ("formats",)),
+        ("h5py", ("formats", "data/recorded.py")),
         ("torch", ("training", "learning")),
         ("lava", ("backends/lava", "training/slayer.py")),
         ("sklearn", ("data", "training/baseline.py")),

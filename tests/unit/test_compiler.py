@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import SynapseFormat, load_chip
 from nmtool.compiler import ResetSchedule, compile_program
-from nmtool.config import Check, Data, RateEncoding, Readout
+from nmtool.config import Check, Digits, RateEncoding, Readout
 from nmtool.errors import ArtifactError, ConfigError, FitError
 from nmtool.network import CubaLif, Input, Network, PeriodicReset, Population, Projection
 from nmtool.operations import Conv, Dense, Flatten, Scale, Sparse, SumPool
@@ -23,7 +23,7 @@ from nmtool.quantization import (
 from nmtool.spikes import SpikeTrain
 
 CHIP = nets.CHIP
-DATA = Data(name="digits", encoding=RateEncoding(kind="rate", steps=11))
+DATA = Digits(name="digits", encoding=RateEncoding(kind="rate", steps=11))
 
 
 def small(**changes):
@@ -177,7 +177,9 @@ def test_all_broken_rules_are_shown_at_once():
         replace(QUANTIZED, outputs=("zeta",)),
         replace(QUANTIZED, readout=Readout(neurons_per_class=2)),
         replace(QUANTIZED, readout=None),
-        replace(QUANTIZED, data=Data(name="digits", encoding=RateEncoding(kind="rate", steps=12))),
+        replace(
+            QUANTIZED, data=Digits(name="digits", encoding=RateEncoding(kind="rate", steps=12))
+        ),
     ],
 )
 def test_the_fingerprint_changes_with_everything_that_decides_a_spike(network):

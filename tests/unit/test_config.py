@@ -33,6 +33,15 @@ def test_the_example_loads():
     assert experiment.checks[0].on == ["reference", "emulator", "lava-sim"]
 
 
+@pytest.mark.parametrize(
+    "path", sorted(EXAMPLE.parents[1].glob("*/experiment.yaml")), ids=lambda p: p.parent.name
+)
+def test_every_example_loads(path):
+    experiment = load_experiment(path)
+    assert experiment.data.n_steps > 0
+    assert experiment_from_json(resolved_json(experiment), "f") == experiment
+
+
 def test_the_resolved_config_gives_the_same_experiment():
     experiment = load_experiment(EXAMPLE, ["data.encoding={kind: random, steps: 5}"])
     text = resolved_json(experiment)
@@ -79,7 +88,8 @@ def test_encodings_by_kind(override, encoding):
             "max_rate: found 1.5, allowed less",
         ),
         ("data.encoding={steps: 3}", "data.encoding.kind: found nothing, allowed a value"),
-        ("data.name=mnist", "data.name: found 'mnist', allowed 'digits'"),
+        ("data.name=mnist", "data.name: found 'mnist', allowed 'digits', 'japanese_vowels', "),
+        ("data.name=mnist", "did you mean nmnist?"),
         ("name=two words", "name: found 'two words'"),
         ("seed=-1", "seed: found -1"),
         ("network.layers=[]", "network.layers: found a list"),

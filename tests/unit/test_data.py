@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from nmtool.config import Data, LatencyEncoding, RandomEncoding, RateEncoding
+from nmtool.config import Digits, LatencyEncoding, RandomEncoding, RateEncoding
 from nmtool.data import SPLITS, encode, load_split, n_classes, n_features
 
 RATE = RateEncoding(kind="rate", steps=8)
 
 
 def data(**changes):
-    return Data(**{"name": "digits", "encoding": RATE, **changes})
+    return Digits(**{"name": "digits", "encoding": RATE, **changes})
 
 
 def test_digits_have_64_pixels_and_ten_classes():
@@ -22,7 +22,7 @@ def test_splits_are_disjoint_cover_everything_and_are_stratified():
     assert len(everything) == 1797
     labels = np.bincount(np.concatenate([p.labels for p in parts]))
     for part in parts:
-        assert part.shape == (8, 8)
+        assert part.shape == (8, 8, 1)
         assert 0 <= part.values.min() <= part.values.max() <= 1
         share = np.bincount(part.labels, minlength=10) / len(part)
         assert np.abs(share - labels / 1797).max() < 0.01

@@ -18,7 +18,7 @@ from nmtool.backends.faults import draw
 from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import Faults
 from nmtool.compiler import Program, compile_program
-from nmtool.config import Check, Data, RateEncoding, Readout
+from nmtool.config import Check, Digits, RateEncoding, Readout
 from nmtool.errors import ArtifactError, UsageError, WriteError
 from nmtool.formats import load, load_as, save
 from nmtool.formats.container import (
@@ -56,7 +56,7 @@ def everything():
             ),
         },
         ("alpha", "zeta"),
-        Data(name="digits", encoding=RateEncoding(kind="rate", steps=9, max_rate=0.5), test=200),
+        Digits(name="digits", encoding=RateEncoding(kind="rate", steps=9, max_rate=0.5), test=200),
         Readout(neurons_per_class=2),
         (Check(metric="accuracy", min=0.5, on=["reference"]),),
         4,

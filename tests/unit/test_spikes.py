@@ -42,6 +42,15 @@ def test_select_takes_samples_in_the_given_order(raster, random):
     )
 
 
+def test_select_keeps_payloads_and_refuses_a_sample_that_is_not_there():
+    values = np.array([[[0, 3], [-2, 0]], [[5, 0], [0, 0]], [[0, 0], [7, 1]]])
+    train = SpikeTrain.from_raster(values, graded=True)
+    np.testing.assert_array_equal(train.select([2, -3, 2]).to_raster(), values[[2, 0, 2]])
+    assert len(train.select([])) == 0
+    with pytest.raises(IndexError):
+        train.select([3])
+
+
 def test_equality_sees_every_part():
     one = entry((0, 0, 0), (1, 3, 2))
     assert one == entry((0, 0, 0), (1, 3, 2))
