@@ -51,8 +51,10 @@ class Layer:
     Attributes:
         slices: which of the neurons each population has.
         incoming, within: its projections.
-        registers: keep_u, keep_v, threshold and bias of every neuron, (4, neurons).
-        surrogate: threshold, slope, peak, keep_u and keep_v in the backward pass, (5, neurons).
+        registers: keep_u, keep_v, threshold and bias of every neuron, (4, neurons), or of
+            ``kernels.PERIOD`` neurons if all are the same.
+        surrogate: threshold, slope, peak, keep_u and keep_v in the backward pass, (5, neurons),
+            likewise.
     """
 
     slices: dict[str, slice]
@@ -64,7 +66,7 @@ class Layer:
     @property
     def n(self) -> int:
         """Neurons."""
-        return int(self.registers.shape[1])
+        return int(max(part.stop for part in self.slices.values()))
 
     @property
     def wires(self) -> tuple[Wire, ...]:
@@ -117,13 +119,21 @@ def _layer(stage: Stage, quantized: QuantizedNetwork, surrogate: Surrogate) -> L
         begin = slices[name].stop
     populations = [quantized.populations[name] for name in stage.populations]
     looped = bool(stage.within)
+    registers = np.concatenate([_registers(p) for p in populations], axis=1)
+    gradients = np.concatenate([_surrogate(p, surrogate, looped) for p in populations], axis=1)
     return Layer(
         slices,
         tuple(wire(s, False) for s in stage.incoming),
         tuple(wire(s, True) for s in stage.within),
-        np.concatenate([_registers(p) for p in populations], axis=1),
-        np.concatenate([_surrogate(p, surrogate, looped) for p in populations], axis=1),
+        _once(registers),
+        gradients if looped else _once(gradients),
     )
+
+
+def _once(registers: Array) -> Array:
+    """Registers of ``PERIOD`` neurons in place of those of more that are all the same."""
+    same = bool(np.all(registers == registers[:, :1]))
+    return registers[:, : kernels.PERIOD].copy() if same else registers
 
 
 def _registers(population: QuantizedPopulation) -> Array:
@@ -239,7 +249,7 @@ class EventNetwork(TrainableNetwork):
         name = w.synapses.name
         if name in self._fixed:
             return self._fixed[name]
-        real = self.parameter(name).detach().numpy().reshape(w.matrix)
+        real = w.to_matrix(self.parameter(name).detach().numpy())
         format = closest_format(name, real, self.network.weight_bits, self._chip)
         return round_to(real, format, width)
 
@@ -302,7 +312,8 @@ def _run_layer(
             ),
         )
     else:
-        weight, own = (_flat(wires, run.weight) for wires in (layer.incoming, layer.within))
+        weight = _flat(layer.incoming, run.weight)
+        own = _flat(layer.within, run.weight).astype(np.int32)  # of one type, compiled once
         ways = (layer.rows.start, layer.rows.ways, weight)
         own_ways = (layer.own_rows.start, layer.own_rows.ways, own, layer.ahead)
         large = in_parts(
@@ -330,7 +341,7 @@ def _flat(wires: Sequence[Wire], weight: Mapping[str, Rounded]) -> Array:
     rows = [weight[w.synapses.name].rows.reshape(-1) for w in wires]
     if len(rows) == 1:
         return rows[0]
-    return np.concatenate(rows) if rows else np.zeros(0, dtype=np.int16)
+    return np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32)
 
 
 def _check_sums(layer: Layer, run: Run) -> None:

@@ -32,6 +32,9 @@ BLOCK = 256
 LANES = 16
 """Numbers that are added at once; blocks of targets are padded to a multiple of them."""
 
+PERIOD = 1024
+"""Registers that are the same for all neurons stand there for so many: they stay in the cache."""
+
 SOURCES = 128
 """Sources whose weight gradients are summed at once: their rows stay in the cache."""
 
@@ -335,7 +338,7 @@ def forward_dense(
     second, and so on. ``index[start[b, t]:start[b, t + 1]]`` are the sources that spike at step t,
     which arrive ``delay`` steps later. ``weight`` holds blocks of targets, shape (blocks, sources,
     targets of the block), in units of 1/64. ``neuron`` holds keep_u, keep_v, threshold and
-    bias of every neuron. ``current`` may have no
+    bias of every neuron, or of ``PERIOD`` neurons if all are the same. ``current`` may have no
     steps: then it is not kept.
     """
     samples, steps, neurons = voltage.shape
@@ -349,8 +352,9 @@ def forward_dense(
         block, b = item // samples, item % samples
         begin = block * width
         n = min(width, neurons - begin)
-        keep_u, keep_v = neuron[0, begin : begin + n], neuron[1, begin : begin + n]
-        threshold, bias = neuron[2, begin : begin + n], neuron[3, begin : begin + n]
+        at = begin if neuron.shape[1] == neurons else 0
+        keep_u, keep_v = neuron[0, at : at + n], neuron[1, at : at + n]
+        threshold, bias = neuron[2, at : at + n], neuron[3, at : at + n]
         rows = weight[block]
         u[:] = 0
         v[:] = 0
@@ -410,8 +414,9 @@ def forward_rows(
     large = np.int32(0)
     keep_current = current.shape[1] > 0
     loops = own_ways.shape[0] > 0
-    whole = n - n % PIECE
+    who = np.empty(n, dtype=np.int32)
     keep_u, keep_v, threshold, bias = neuron[0], neuron[1], neuron[2], neuron[3]
+    period = neuron.shape[1]
     for b in range(first, last):
         u[:] = 0
         v[:] = 0
@@ -424,29 +429,47 @@ def forward_rows(
                         _add(arrived, ways[w, 1], weight, ways[w, 0], ways[w, 2])
             fired = spikes[b, t]
             out = voltage[b, t]
-            large |= _update(u, v, arrived, keep_u, keep_v, threshold, bias, out, fired)
+            for k in range(0, n, period):
+                end = min(k + period, n)
+                m = end - k
+                large |= _update(
+                    u[k:end],
+                    v[k:end],
+                    arrived[k:end],
+                    keep_u[:m],
+                    keep_v[:m],
+                    threshold[:m],
+                    bias[:m],
+                    out[k:end],
+                    fired[k:end],
+                )
             arrived[:] = 0
             if keep_current:
                 current[b, t] = u
             if loops:
-                for piece in range(0, whole, PIECE):
-                    bits = _nonzero(fired, piece)
-                    while bits != 0:
-                        j = piece + _lowest(bits)
-                        bits &= bits - np.uint64(1)
-                        _send(coming, t, from_neuron[j], from_neuron[j + 1], own_ways, own_weight)
-                for j in range(whole, n):
-                    if fired[j] != 0:
-                        _send(coming, t, from_neuron[j], from_neuron[j + 1], own_ways, own_weight)
+                for k in range(_listed(fired, who)):
+                    for w in range(from_neuron[who[k]], from_neuron[who[k] + 1]):
+                        late = coming[(t + own_ways[w, 3]) % ahead]
+                        _add(late, own_ways[w, 1], own_weight, own_ways[w, 0], own_ways[w, 2])
     return int(large >> HUGE)
 
 
-@njit(inline="always", **_FAST)
-def _send(coming: Any, t: int, begin: int, end: int, ways: Any, weight: Any) -> None:
-    """Add what a spike at step t brings to the steps to come."""
-    for w in range(begin, end):
-        late = coming[(t + ways[w, 3]) % coming.shape[0]]
-        _add(late, ways[w, 1], weight, ways[w, 0], ways[w, 2])
+@njit(**_FAST)
+def _listed(row: Any, out: Any) -> int:
+    """Put the places of all that is not 0 in a row into ``out``; returns how many there are."""
+    found = 0
+    whole = row.size - row.size % PIECE
+    for piece in range(0, whole, PIECE):
+        bits = _nonzero(row, piece)
+        while bits != 0:
+            out[found] = piece + _lowest(bits)
+            found += 1
+            bits &= bits - np.uint64(1)
+    for k in range(whole, row.size):
+        if row[k] != 0:
+            out[found] = k
+            found += 1
+    return found
 
 
 @njit(fastmath={"contract"}, **_FAST)
@@ -459,7 +482,8 @@ def backward(first: int, last: int, width: int, gradient: Any, voltage: Any, neu
         g_v[t] = \rho[t]\, g_s[t] + k_v\, g_v[t+1], \qquad g_x[t] = g_v[t] + k_u\, g_x[t+1]
 
     The reset has no gradient (SLAYER). ``neuron`` holds threshold, slope, peak, k_u and k_v of
-    every neuron. The part is that of ``forward_dense`` with blocks of ``width`` targets.
+    every neuron, or of ``PERIOD``. The part is that of ``forward_dense``, with blocks of ``width``
+    targets.
     """
     samples, steps, neurons = voltage.shape
     g_u = np.zeros(width, dtype=np.float32)
@@ -467,8 +491,10 @@ def backward(first: int, last: int, width: int, gradient: Any, voltage: Any, neu
     for item in range(first, last):
         b, begin = item % samples, item // samples * width
         end = min(neurons, begin + width)
-        threshold, slope, peak = neuron[0, begin:end], neuron[1, begin:end], neuron[2, begin:end]
-        keep_u, keep_v = neuron[3, begin:end], neuron[4, begin:end]
+        at = begin if neuron.shape[1] == neurons else 0
+        stop = at + end - begin
+        threshold, slope, peak = neuron[0, at:stop], neuron[1, at:stop], neuron[2, at:stop]
+        keep_u, keep_v = neuron[3, at:stop], neuron[4, at:stop]
         g_u[:] = 0
         g_v[:] = 0
         for t in range(steps - 1, -1, -1):

@@ -55,11 +55,16 @@ class Rows:
 
 
 def _rows(sources: int, source: Array, row: Array, place: Array, length: int) -> Rows:
-    order = np.argsort(source, kind="stable")
-    start = np.searchsorted(source[order], np.arange(sources + 1))
-    ways = np.zeros((len(source), 4), dtype=np.int32)
-    ways[:, 0], ways[:, 1], ways[:, 2] = row[order] * length, place[order], length
-    return Rows(start, ways)
+    """Rows of one length; those that go on where another ends, on both sides, become one."""
+    order = np.lexsort((row, source))
+    source, row, place = source[order], row[order], place[order]
+    ends = np.ones(len(source) + 1, dtype=np.bool_)
+    ends[1:-1] = (np.diff(source) != 0) | (np.diff(row) != 1) | (np.diff(place) != length)
+    first, last = np.flatnonzero(ends[:-1]), np.flatnonzero(ends[1:])
+    ways = np.zeros((len(first), 4), dtype=np.int32)
+    ways[:, 0], ways[:, 1] = row[first] * length, place[first]
+    ways[:, 2] = (last - first + 1) * length
+    return Rows(np.searchsorted(source[first], np.arange(sources + 1)), ways)
 
 
 def dense_rows(targets: int, sources: int) -> Rows:
@@ -69,7 +74,11 @@ def dense_rows(targets: int, sources: int) -> Rows:
 
 
 def conv_rows(conv: Conv, shape: Shape) -> Rows:
-    """A row of the channels of a group for each place of the kernel that a source meets."""
+    """A row of the channels of a group for each place of the kernel that a source meets.
+
+    The weights are in the order of ``Wire.to_matrix``: where the stride in y is 1, the rows of
+    neighbours in y go on where each other ends.
+    """
     out = conv.output_shape(shape)
     channels, kx, ky, width = conv.weight.shape
     share = channels // conv.groups
@@ -79,7 +88,7 @@ def conv_rows(conv: Conv, shape: Shape) -> Rows:
     for i, j in np.ndindex(kx, ky):
         offset = (i * conv.dilation[0], j * conv.dilation[1])
         source, place = window_pairs(shape, out, offset, conv.stride, conv.padding)
-        row = (group * kx * ky + i * ky + j) * width + inner
+        row = ((group * kx + i) * width + inner) * ky + ky - 1 - j
         parts.append(
             (
                 (source[:, None] * shape[2] + c).ravel(),
@@ -140,6 +149,24 @@ class Wire:
         first = 1 if self.kind == "single" else self.weight_shape[0]
         return first, size // first
 
+    def to_matrix(self, weight: Array) -> Array:
+        """Weights as a matrix (target, source); a kernel's in the order (x, channel, y backwards).
+
+        A source meets places of the kernel and targets that go on in opposite directions.
+        """
+        if self.kind != "conv":
+            return weight.reshape(self.matrix)
+        turned = weight[:, :, ::-1].transpose(0, 1, 3, 2)
+        return np.array(turned, order="C").reshape(self.matrix)
+
+    def from_matrix(self, matrix: Array) -> Array:
+        """Weights in the shape of their operation."""
+        if self.kind != "conv":
+            return matrix.reshape(self.weight_shape)
+        out, kx, ky, width = self.weight_shape
+        turned = matrix.reshape(out, kx, width, ky).transpose(0, 1, 3, 2)
+        return np.array(turned[:, :, ::-1], order="C")
+
     @property
     def length(self) -> int:
         """Of a row of weights."""
@@ -178,7 +205,7 @@ class Wire:
         )
         total = sum(parts[1:], parts[0]) if parts else self._empty()
         rows = total.reshape(-1, self.matrix[1], self.length)
-        return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(self.weight_shape)
+        return self.from_matrix(np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(self.matrix))
 
     def _empty(self) -> Array:
         return np.zeros(int(np.prod(self.weight_shape)), dtype=np.float32)
@@ -273,7 +300,7 @@ def _inner_back(wire: Wire, came: Array, weight: Rounded) -> Callable[[int], Arr
     if wire.kind == "dense":
         return lambda b: _product(came[b], weight.real)
     if wire.kind == "conv":
-        kernel = torch.from_numpy(weight.real.reshape(wire.weight_shape)).permute(0, 3, 1, 2)
+        kernel = torch.from_numpy(wire.from_matrix(weight.real)).permute(0, 3, 1, 2)
         return lambda b: _conv_back(wire, came[b], kernel)
     rows = weight.real_rows
     return lambda b: _rows_back(wire, came[b], rows)
