@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,6 +43,9 @@ OURS = "nmtool"
 THREADS = 2
 WARM, SECONDS, LEAST = 2, 3.0, 3
 """Steps that are not counted, and how long and how many steps one process is measured at least."""
+
+HOPELESS = 2.5
+"""What takes so many times as long as the best other library is measured by one step, once."""
 
 LEARNING_RATE = 1e-6
 LOGIT = 10.0
@@ -109,10 +112,10 @@ def main() -> int:
     """Measure, print, and return 1 if a bar is missed."""
     arguments = _arguments()
     if arguments.worker:
-        shape, library, threads = arguments.worker
+        shape, library, threads, best = arguments.worker
         _confine(int(threads))
         with reproducible() if library == OURS else nullcontext():
-            print(json.dumps(worker(SHAPES[int(shape)], library, int(threads))))
+            print(json.dumps(worker(SHAPES[int(shape)], library, int(threads), float(best))))
         return 0
     rows = []
     for shape in SHAPES:
@@ -138,15 +141,23 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="write the results to this file")
     parser.add_argument("--only", help="only the shapes with this in their name")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each library")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def in_a_process(shape: Shape, library: str, threads: int) -> dict[str, Any]:
+def in_a_process(shape: Shape, library: str, threads: int, best: float) -> dict[str, Any]:
     """What ``worker`` finds in a process of its own; if it fails, why."""
+    print(f"{shape.name}: {library}, threads: {threads}", end="", file=sys.stderr, flush=True)
+    found = _in_a_process(shape, library, threads, best)
+    said = found.get("why") or f"{statistics.median(found['seconds']) * 1e3:.2f} ms"
+    print(f": {said}", file=sys.stderr, flush=True)
+    return found
+
+
+def _in_a_process(shape: Shape, library: str, threads: int, best: float) -> dict[str, Any]:
     names = ("OMP", "OPENBLAS", "MKL", "NUMBA")
     environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names}
-    arguments = ["--worker", str(SHAPES.index(shape)), library, str(threads)]
+    arguments = ["--worker", str(SHAPES.index(shape)), library, str(threads), str(best)]
     try:
         done = subprocess.run(
             [sys.executable, __file__, *arguments],
@@ -172,7 +183,7 @@ def _confine(threads: int) -> None:
     torch.set_flush_denormal(True)
 
 
-def worker(shape: Shape, library: str, threads: int) -> dict[str, Any]:
+def worker(shape: Shape, library: str, threads: int, best: float = inf) -> dict[str, Any]:
     """What ``measure`` finds in this process, and nmtool's ``limit``.
 
     Instead ``why``, if the library is not there or nmtool cannot train such a network.
@@ -183,15 +194,19 @@ def worker(shape: Shape, library: str, threads: int) -> dict[str, Any]:
         return {"why": f"not supported by the event engine yet ({error})"}
     except (ImportError, DependencyError) as error:
         return {"why": f"not installed ({error})"}
-    found = measure(shape, model, layout)
+    found = measure(shape, model, layout, best=best)
     if isinstance(model, Ours):
         limit = parts(model, layout(torch.from_numpy(shape.raster())), threads)
         found["limit"] = [asdict(part) for part in limit]
     return found
 
 
-def measure(shape: Shape, model: Any, layout: Layout, seconds: float = SECONDS) -> dict[str, Any]:
+def measure(
+    shape: Shape, model: Any, layout: Layout, seconds: float = SECONDS, best: float = inf
+) -> dict[str, Any]:
     """Seconds of steps of training, megabytes, and the spike rate of every layer.
+
+    ``best`` is what the best other library takes for a step.
 
     Raises:
         ValueError: weights without a gradient, or with one that is not finite.
@@ -212,7 +227,7 @@ def measure(shape: Shape, model: Any, layout: Layout, seconds: float = SECONDS) 
     before = _reset_peak()
     places = [shape.batch * shape.steps * prod(size) for size in shape.spiking()]
     rates = [n / of for n, of in zip(model.spikes(spikes), places, strict=True)]
-    times = _timed(lambda: step(spikes, labels), seconds)
+    times = _timed(lambda: step(spikes, labels), seconds, best)
     megabytes = max(_memory("VmHWM") - before, PAGE)
     for parameter in parameters:
         gradient = parameter.grad
@@ -232,43 +247,49 @@ def _memory(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def _timed(step: Callable[[], None], seconds: float) -> list[float]:
-    for _ in range(WARM):
-        step()
+def _timed(step: Callable[[], None], seconds: float, best: float) -> list[float]:
+    warm = [_seconds(step) for _ in range(WARM)]
+    if warm[-1] > HOPELESS * best:
+        return warm[-1:]
     times: list[float] = []
     while len(times) < LEAST or sum(times) < seconds:
-        started = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - started)
+        times.append(_seconds(step))
     return times
 
 
-Runner: TypeAlias = Callable[[Shape, str, int], dict[str, Any]]
+def _seconds(step: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+Runner: TypeAlias = Callable[[Shape, str, int, float], dict[str, Any]]
 
 
 def compare(shape: Shape, rounds: int, run: Runner = in_a_process) -> list[dict[str, Any]]:
     """Two rows of a shape, time and memory: nmtool against the best of the others."""
-    runs: dict[Side, list[dict[str, Any]]] = {side: [] for side in _sides()}
+    runs = dict[Side, list[dict[str, Any]]]()
     absent = dict[str, str]()
+    sides = list(_sides())
     for _ in range(rounds):
-        for side in list(runs):
-            found = run(shape, *side)
+        for side in sides:
+            found = run(shape, *side, inf if side[0] == OURS else _best(runs))
             if "why" in found:
                 absent[side[0]] = found["why"]
-                del runs[side]
             else:
-                runs[side].append(found)
+                runs.setdefault(side, []).append(found)
         runs = _faster(runs)
-    sides = [_summary(side, found) for side, found in runs.items()]
-    absent = {k: why for k, why in absent.items() if k not in {side["name"] for side in sides}}
-    odd = _odd(sides)
-    peers = [side for side in sides if side["name"] not in {OURS, *odd}]
-    mine = next((side for side in sides if side["name"] == OURS), None)
+        sides = [s for s in runs if s[0] == OURS or _median(runs[s]) <= HOPELESS * _best(runs)]
+    measured = [_summary(side, found) for side, found in runs.items()]
+    absent = {k: why for k, why in absent.items() if k not in {side["name"] for side in measured}}
+    odd = _odd(measured)
+    peers = [side for side in measured if side["name"] not in {OURS, *odd}]
+    mine = next((side for side in measured if side["name"] == OURS), None)
     time, memory = (_row(mine, peers, key) for key in ("ms", "megabytes"))
-    sides = sorted(sides, key=lambda side: float(side["ms"]))
+    measured = sorted(measured, key=lambda side: float(side["ms"]))
     return [
         {"name": shape.name, **time, "unit": MS, "bar": shape.bar}
-        | {"sides": sides, "absent": absent | odd},
+        | {"sides": measured, "absent": absent | odd},
         {"name": f"{shape.name}: memory", **memory, "unit": MB, "bar": 1},
     ]
 
@@ -278,6 +299,11 @@ def _sides() -> Iterator[Side]:
     for library in PEERS:
         yield library, THREADS
         yield library, 1
+
+
+def _best(runs: dict[Side, list[dict[str, Any]]]) -> float:
+    """Seconds of a step of the fastest of the others, as far as is known."""
+    return min((_median(found) for side, found in runs.items() if side[0] != OURS), default=inf)
 
 
 def _faster(runs: dict[Side, list[dict[str, Any]]]) -> dict[Side, list[dict[str, Any]]]:

@@ -139,7 +139,7 @@ def test_operations_of_a_convolution_are_those_of_its_windows(bench, image):
 def runner(**found):
     """Stands for the processes: milliseconds, megabytes and rate by library, or why not."""
 
-    def run(shape, library, threads):
+    def run(shape, library, threads, best):
         if isinstance(found.get(library), str) or library not in found:
             return {"why": found.get(library, "not installed")}
         ms, megabytes, rate = found[library]
@@ -166,13 +166,34 @@ def test_only_the_faster_number_of_threads_of_a_library_is_run_again(bench, dens
     calls = []
     found = runner(nmtool=(2, 8, 0.04), Norse=(30, 4, 0.05))
 
-    def run(shape, library, threads):
+    def run(shape, library, threads, best):
         calls.append((library, threads))
-        return found(shape, library, threads)
+        return found(shape, library, threads, best)
 
     bench.compare(dense, 3, run)
     assert calls.count(("Norse", 2)) == 3
     assert calls.count(("Norse", 1)) == 1
+
+
+def test_what_cannot_be_the_fastest_is_run_once(bench, dense):
+    calls = []
+    found = runner(nmtool=(2, 8, 0.04), Norse=(10, 4, 0.05), Sinabs=(90, 4, 0.05))
+
+    def run(shape, library, threads, best):
+        calls.append((library, threads))
+        assert (library == "Sinabs") <= (best == 0.01)
+        return found(shape, library, threads, best)
+
+    time, _ = bench.compare(dense, 3, run)
+    assert calls.count(("Norse", 2)) == calls.count(("nmtool", 2)) == 3
+    assert calls.count(("Sinabs", 2)) == 1
+    assert [side["name"] for side in time["sides"]] == ["nmtool", "Norse", "Sinabs"]
+
+
+def test_a_hopeless_library_makes_one_step(bench, dense):
+    model, layout = bench.ours(dense)
+    found = bench.measure(dense, model, layout, seconds=0, best=1e-9)
+    assert len(found["seconds"]) == 1
 
 
 def test_a_library_that_spikes_otherwise_is_left_out_and_named(bench, dense):
