@@ -34,7 +34,7 @@ from peers import KEEP_U, KEEP_V, PEERS, THRESHOLD, Conv, Dense, Layout, Pool, S
 
 from nmtool import operations
 from nmtool.chip import load_chip
-from nmtool.config import Surrogate
+from nmtool.config import SlayerSurrogate
 from nmtool.errors import DependencyError, UnsupportedError
 from nmtool.network import CubaLif, Input, Network, Population, Projection, shapes
 from nmtool.training.model import make_model, reproducible
@@ -376,7 +376,7 @@ def ours(shape: Shape) -> tuple[Ours, Layout]:
     Raises:
         UnsupportedError: the engine cannot train it.
     """
-    model = make_model(network(shape), load_chip("loihi2"), Surrogate(), "event")
+    model = make_model(network(shape), load_chip("loihi2"), SlayerSurrogate(), "event")
     return Ours(model), channels_last
 
 

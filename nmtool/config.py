@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from nmtool import yamlio
 from nmtool.chip import BackendName, shipped
@@ -330,13 +330,14 @@ def pair(size: int | list[int]) -> tuple[int, int]:
 
 
 class Readout(Strict):
-    """How output spikes become a class: the sum of the spike counts of its neurons, then argmax.
+    """How output spikes become a class: by the ``count`` of spikes, or by the ``first_spike``.
 
-    Class c has the output neurons ``c * neurons_per_class`` and the following; a tie goes to the
+    Class c has the output neurons ``c * neurons_per_class`` and the following. The class whose
+    neurons together spike most wins, or the one of which a neuron spikes first; a tie goes to the
     lower class.
     """
 
-    kind: Literal["count"] = "count"
+    kind: Literal["count", "first_spike"] = "count"
     neurons_per_class: Annotated[int, Field(ge=1, le=MAX_LAYER)] = 1
 
 
@@ -368,20 +369,260 @@ class NetworkConfig(Strict):
         return self
 
 
-class Surrogate(Strict):
-    """SLAYER's surrogate derivative; see lava-dl: tau_grad its width, scale_grad its height."""
+class SlayerSurrogate(Strict):
+    r"""SLAYER's exponential, with lava-dl's rescaling written out.
+
+    .. math::
+        \tau = \text{tau\_grad} \cdot \text{tau\_factor} \cdot \vartheta, \qquad
+        \rho(v) = \frac{\text{scale\_grad} \cdot \text{scale\_factor}}{2 \tau}
+        e^{-|v - \vartheta| / \tau}
+
+    Peak scale_grad scale_factor / (2 tau), area scale_grad scale_factor. lava-dl multiplies what
+    its user gives by 100 and 0.1 (neuron/cuba.py); its defaults, both 1, are nearly flat. Sources:
+    Shrestha and Orchard, NeurIPS 2018; 0.03 and 3 are those of lava-dl's N-MNIST tutorial.
+    """
 
     kind: Literal["slayer"] = "slayer"
     tau_grad: Rate = 0.03
     scale_grad: Rate = 3.0
+    tau_factor: Rate = 100.0
+    scale_factor: Rate = 0.1
 
 
-class Optimizer(Strict):
-    """Adam with a learning rate; ``schedule: cosine`` lets it fall to zero over the epochs."""
+class FastSigmoidSurrogate(Strict):
+    r"""SuperSpike's :math:`\rho(v) = (1 + \beta |v - \vartheta|)^{-2}`.
 
-    name: Literal["adam"] = "adam"
+    Peak 1, area 2 / beta: a larger beta makes gradients smaller. Source: Zenke and Ganguli, Neural
+    Computation 30, 2018; beta 10 is DECOLLE's (Kaiser, Mostafa and Neftci 2020).
+    """
+
+    kind: Literal["fast_sigmoid"]
+    beta: Rate = 10.0
+
+
+class SigmoidSurrogate(Strict):
+    r"""The derivative of a sigmoid: :math:`\rho(v) = \beta\, s (1 - s)`.
+
+    With :math:`s = 1 / (1 + e^{-\beta (v - \vartheta)})`. Peak beta / 4, area 1. Source: Zenke and
+    Vogels, Neural Computation 33, 2021; beta 10 as Gygax and Zenke, Neural Computation 37, 2025.
+    """
+
+    kind: Literal["sigmoid"]
+    beta: Rate = 10.0
+
+
+class TriangleSurrogate(Strict):
+    r"""Piecewise linear: :math:`\rho(v) = \gamma \max(0, 1 - |v - \vartheta| / w)`.
+
+    Peak gamma, area gamma w. Source: Bellec et al., NeurIPS 2018, with gamma 0.3 and w the
+    threshold, 1.
+    """
+
+    kind: Literal["triangle"]
+    gamma: Rate = 0.3
+    width: Rate = 1.0
+
+
+class BoxSurrogate(Strict):
+    r"""A rectangle: :math:`\rho(v) = 1 / a` where :math:`|v - \vartheta| < a / 2`, else 0.
+
+    Peak 1 / a, area 1. Source: Wu et al., Frontiers in Neuroscience 12, 2018, with a = 1.
+    """
+
+    kind: Literal["box"]
+    width: Rate = 1.0
+
+
+class ArctanSurrogate(Strict):
+    r"""The derivative of an arc tangent.
+
+    :math:`\rho(v) = \frac{\alpha}{2} / (1 + (\frac{\pi}{2} \alpha (v - \vartheta))^2)`. Peak
+    alpha / 2, area 1. Source: Fang et al., ICCV 2021, with alpha = 2.
+    """
+
+    kind: Literal["arctan"]
+    alpha: Rate = 2.0
+
+
+class StraightThroughSurrogate(Strict):
+    r"""The straight-through estimator: :math:`\rho(v) = c`, whatever v is.
+
+    Peak c; its area is infinite. Source: Bengio, Leonard and Courville 2013, arXiv:1308.3432, with
+    c = 1.
+    """
+
+    kind: Literal["straight_through"]
+    scale: Rate = 1.0
+
+
+class EscapeSurrogate(Strict):
+    r"""The derivative of the escape function of ``train.noise``, :math:`\rho(v) = dP / dv`.
+
+    Its parameters are the noise's, its area is 1. Source: Gygax and Zenke, Neural Computation 37,
+    2025.
+    """
+
+    kind: Literal["escape"]
+
+
+Surrogate = Annotated[
+    SlayerSurrogate
+    | FastSigmoidSurrogate
+    | SigmoidSurrogate
+    | TriangleSurrogate
+    | BoxSurrogate
+    | ArctanSurrogate
+    | StraightThroughSurrogate
+    | EscapeSurrogate,
+    Field(discriminator="kind"),
+]
+"""What stands for the derivative of a spike by the voltage v; v and the threshold are those of
+SLAYER's scale, where weights of 1 are 64 on the chip."""
+
+
+class SigmoidNoise(Strict):
+    r"""Escape noise: :math:`P(\text{spike} | v) = 1 / (1 + e^{-\beta (v - \vartheta)})` a step.
+
+    Source: Gerstner, Kistler, Naud and Paninski, Neuronal Dynamics, 2014, chapter 9; beta 10 as
+    Gygax and Zenke, Neural Computation 37, 2025.
+    """
+
+    kind: Literal["sigmoid"]
+    beta: Rate = 10.0
+
+
+class ExponentialNoise(Strict):
+    r"""Escape noise: :math:`P(\text{spike} | v) = \min(1, p_0 e^{(v - \vartheta) / \Delta u})`.
+
+    Source: Gerstner et al., Neuronal Dynamics, 2014, chapter 9; p0 and du as the hidden neurons of
+    Gygax and Zenke, Neural Computation 37, 2025.
+    """
+
+    kind: Literal["exponential"]
+    p0: Annotated[float, Field(gt=0, le=1)] = 2 / 3
+    du: Rate = 0.133
+
+
+Noise = Annotated[SigmoidNoise | ExponentialNoise, Field(discriminator="kind")]
+"""How neurons spike by chance while they are trained."""
+
+
+class ConstantSchedule(Strict):
+    """The learning rate as it is."""
+
+    kind: Literal["constant"]
+
+
+class CosineSchedule(Strict):
+    """Falls as half a cosine to zero, from one update to the next, over all epochs."""
+
+    kind: Literal["cosine"]
+
+
+class StepSchedule(Strict):
+    """Times ``factor`` after every so many epochs (torch's StepLR)."""
+
+    kind: Literal["step"]
+    every: Positive
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class ExponentialSchedule(Strict):
+    """Times ``factor`` after every epoch (torch's ExponentialLR)."""
+
+    kind: Literal["exponential"]
+    factor: Annotated[float, Field(gt=0, lt=1)]
+
+
+class PlateauSchedule(Strict):
+    """Times ``factor`` after more than ``patience`` epochs without a better validation accuracy.
+
+    torch's ReduceLROnPlateau, with its defaults.
+    """
+
+    kind: Literal["plateau"]
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: Annotated[int, Field(ge=0)] = 10
+
+
+def _kind(value: object) -> object:
+    """A schedule's name alone stands for the schedule with its defaults."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Schedule = Annotated[
+    Annotated[
+        ConstantSchedule | CosineSchedule | StepSchedule | ExponentialSchedule | PlateauSchedule,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_kind),
+]
+"""How the learning rate changes: ``cosine``, or ``{kind: step, every: 5}``."""
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[list[Beta], Field(min_length=2, max_length=2)]
+Penalty = Annotated[float, Field(ge=0)]
+
+
+class OptimizerBase(Strict):
+    """What all optimizers have: the learning rate, its schedule, L2 decay of the weights."""
+
     lr: Rate
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = ConstantSchedule(kind="constant")
+    weight_decay: Penalty = 0.0
+
+
+class Adam(OptimizerBase):
+    """Adam (Kingma and Ba 2015), with torch's defaults."""
+
+    name: Literal["adam"]
+    betas: Betas = [0.9, 0.999]
+    eps: Rate = 1e-8
+
+
+class AdamW(OptimizerBase):
+    """AdamW (Loshchilov and Hutter 2019), with torch's defaults: weights decay by themselves."""
+
+    name: Literal["adamw"]
+    betas: Betas = [0.9, 0.999]
+    eps: Rate = 1e-8
+    weight_decay: Penalty = 0.01
+
+
+class Adamax(OptimizerBase):
+    """Adamax (Kingma and Ba 2015), with torch's defaults; DECOLLE uses betas [0, 0.95]."""
+
+    name: Literal["adamax"]
+    betas: Betas = [0.9, 0.999]
+    eps: Rate = 1e-8
+
+
+class Sgd(OptimizerBase):
+    """Stochastic gradient descent with momentum, as torch's SGD."""
+
+    name: Literal["sgd"]
+    momentum: Beta = 0.0
+    nesterov: bool = False
+
+    @field_validator("nesterov")
+    @classmethod
+    def _has_momentum(cls, nesterov: bool, info: ValidationInfo) -> bool:
+        if nesterov and not info.data.get("momentum"):
+            raise ValueError("true only with a momentum above 0")
+        return nesterov
+
+
+class RmsProp(OptimizerBase):
+    """RMSprop (Tieleman and Hinton 2012), with torch's defaults."""
+
+    name: Literal["rmsprop"]
+    alpha: Beta = 0.99
+    eps: Rate = 1e-8
+    momentum: Beta = 0.0
+
+
+Optimizer = Annotated[Adam | AdamW | Adamax | Sgd | RmsProp, Field(discriminator="name")]
+"""torch's optimizers by name."""
 
 
 class CountCrossEntropy(Strict):
@@ -399,6 +640,79 @@ class SpikeRate(Strict):
     false_rate: Fraction = 0.03
 
 
+TargetStep = Annotated[int, Field(ge=0, lt=100_000)]
+
+
+class SpikeTime(Strict):
+    """van Rossum distance to target spike trains, with an exponential filter of ``tau`` steps.
+
+    The neurons of the right class are to spike at ``true_steps``, all others at ``false_steps``.
+    """
+
+    kind: Literal["spike_time"]
+    true_steps: list[TargetStep]
+    false_steps: list[TargetStep] = []
+    tau: Rate = 5.0
+
+
+class MaxOverTime(Strict):
+    """Cross-entropy of the largest value that each class's filtered spikes reach.
+
+    The filter is exponential with ``tau`` steps; the first ``burn_in`` steps do not count.
+    """
+
+    kind: Literal["max_over_time"]
+    tau: Rate
+    scale: Rate = 1.0
+    burn_in: Annotated[int, Field(ge=0, lt=100_000)] = 0
+
+
+class FirstSpike(Strict):
+    """Cross-entropy of the latencies of each class's first spike, ``softmax(-latency / tau)``."""
+
+    kind: Literal["first_spike"]
+    tau: Rate
+
+
+Loss = Annotated[
+    CountCrossEntropy | SpikeRate | SpikeTime | MaxOverTime | FirstSpike,
+    Field(discriminator="kind"),
+]
+"""What training makes small, from the spikes of the output population and the labels."""
+
+
+class RateBound(Strict):
+    """A bound on the rate (spikes per step) of every neuron of some populations, of all by default.
+
+    ``weight`` times the mean over samples and neurons of the squared distance beyond the bound.
+    """
+
+    rate: Fraction
+    weight: Rate
+    populations: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class UpperRate(RateBound):
+    """Neurons should not spike more often than ``rate``."""
+
+    kind: Literal["upper_rate"]
+
+
+class LowerRate(RateBound):
+    """Neurons should not spike less often than ``rate``."""
+
+    kind: Literal["lower_rate"]
+
+
+class Sparsity(RateBound):
+    """The mean rate of a whole population should not be above ``rate``: lava-dl's sparsity loss."""
+
+    kind: Literal["sparsity"]
+
+
+Regularizer = Annotated[UpperRate | LowerRate | Sparsity, Field(discriminator="kind")]
+"""What is added to the loss, from the spikes of populations."""
+
 Engine = Literal["event", "slayer"]
 """nmtool's compiled training by events, or lava-dl's own blocks."""
 
@@ -406,13 +720,16 @@ Engine = Literal["event", "slayer"]
 class Train(Strict):
     """How to train: epochs, batch, optimizer, loss, bits of the weights in the forward pass.
 
+    ``noise`` makes neurons spike by chance in training; the trained network is deterministic.
     Both engines give the same spikes and gradients; ``slayer`` needs lava-dl.
     """
 
     epochs: Positive
     batch: Positive
     optimizer: Optimizer
-    loss: Annotated[CountCrossEntropy | SpikeRate, Field(discriminator="kind")]
+    loss: Loss
+    regularizers: list[Regularizer] = []
+    noise: Noise | None = None
     weight_bits: Literal[1, 2, 3, 4, 5, 6, 8] = 8
     jitter: Annotated[int, Field(ge=0, le=3)] = 0
     engine: Engine = "event"
@@ -484,10 +801,28 @@ class Experiment(Strict):
     seed: Seed = 0
     data: Data
     network: NetworkConfig
-    surrogate: Surrogate = Surrogate()
     train: Train
+    surrogate: Annotated[Surrogate, Field(validate_default=True)] = None  # type: ignore[assignment]
     finetune: Finetune = Finetune()
     checks: list[Check] = []
+
+    @field_validator("surrogate", mode="before")
+    @classmethod
+    def _default_surrogate(cls, value: object, info: ValidationInfo) -> object:
+        """SLAYER's, or with escape noise the derivative of the escape function."""
+        train = info.data.get("train")
+        noisy = train is not None and train.noise is not None
+        if value is None:
+            return {"kind": "escape" if noisy else "slayer"}
+        return {"kind": "slayer", **value} if isinstance(value, dict) else value
+
+    @field_validator("surrogate")
+    @classmethod
+    def _has_noise(cls, value: Surrogate, info: ValidationInfo) -> Surrogate:
+        train = info.data.get("train")
+        if value.kind == "escape" and train is not None and train.noise is None:
+            raise ValueError("escape only with a train.noise whose derivative it is")
+        return value
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

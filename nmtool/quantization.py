@@ -373,7 +373,9 @@ def choose_format(
     """The format of ``bits`` bits with the smallest squared error for real weights.
 
     A layer whose weights have one sign may take a single-signed format, which has twice the
-    resolution. Among equals the mixed sign mode and the exponent nearest to 0 win.
+    resolution. Among equals the mixed sign mode and the exponent nearest to 0 win. A mixed weight
+    of one bit is -256 or 0 and can only inhibit: with one bit, weights of which any is positive are
+    excitatory, and negative ones become 0.
 
     Raises:
         FitError: the chip cannot store weights of ``bits`` bits, or the weights are not finite.
@@ -384,7 +386,7 @@ def choose_format(
         basis = chip.standing("weight_bits")
         refuse([Violation("NM-FIT-003", f"projection {name}", found, allowed, basis)])
     _finite(f"projection {name}.weight", weight)
-    modes: tuple[SignMode, ...] = (sign_mode,) if sign_mode else _sign_modes(weight)
+    modes: tuple[SignMode, ...] = (sign_mode,) if sign_mode else _sign_modes(weight, bits, chip)
     formats = [
         SynapseFormat(bits, e, mode) for mode in modes for e in exact_exponents(bits, mode, chip)
     ]
@@ -396,7 +398,9 @@ def choose_format(
     )
 
 
-def _sign_modes(weight: RealArray) -> tuple[SignMode, ...]:
+def _sign_modes(weight: RealArray, bits: int, chip: ChipSpec) -> tuple[SignMode, ...]:
+    if bits == 1 and np.max(weight, initial=0) > _finest_excitatory(chip) / 2:
+        return ("excitatory",)
     if not np.any(weight):
         return ("mixed",)
     if np.all(weight >= 0):
@@ -404,6 +408,12 @@ def _sign_modes(weight: RealArray) -> tuple[SignMode, ...]:
     if np.all(weight <= 0):
         return ("mixed", "inhibitory")
     return ("mixed",)
+
+
+def _finest_excitatory(chip: ChipSpec) -> float:
+    """The smallest weight above 0 that one bit can hold, in real units."""
+    (exponent, *_) = exact_exponents(1, "excitatory", chip)
+    return SynapseFormat(1, exponent, "excitatory").step * 2.0**exponent / WEIGHT_SCALE
 
 
 def _squared_error(weight: RealArray, format: SynapseFormat, room: RealArray) -> float:

@@ -52,6 +52,7 @@ def command(experiment: str, output: str | None, resume: bool, options: Options)
     with progress(options, "load torch"):
         _prepare(config.train.engine)
         from nmtool.training.build import build_network
+        from nmtool.training.noise import mismatch
         from nmtool.training.trainer import train as _  # noqa: F401
 
     try:
@@ -61,6 +62,8 @@ def command(experiment: str, output: str | None, resume: bool, options: Options)
             raise
         document = yamlio.read(Path(experiment), overrides)
         raise yamlio.located(error, document, ("network",)) from None
+    if text := mismatch(config):
+        warn(text)
     if options.dry_run:
         _report_dry_run(options, config, network)
         return
@@ -83,7 +86,9 @@ def _prepare(engine: Engine) -> None:
 def _report_dry_run(options: Options, config: Experiment, network: Network) -> None:
     from nmtool.chip import load_chip
     from nmtool.quantization import quantize
+    from nmtool.training.losses import make_objective
 
+    make_objective(config.train, config.network.readout, network)
     quantize(network, load_chip(CHIP))
     sizes = [*network.sizes.values()]
     text = f"{config.name}: {'-'.join(map(str, sizes))}, {config.train.epochs} epochs; not trained"
@@ -159,6 +164,7 @@ def _metrics(
     from nmtool.quantization import dequantize, quantize
     from nmtool.training.baseline import logistic_regression_accuracy
     from nmtool.training.record import record
+    from nmtool.training.trainer import stochastic_accuracy
 
     test = load_split(config.data, "test")
     spikes = spikes_of(test, config.data)
@@ -169,12 +175,18 @@ def _metrics(
         measured = measure(recording, network.outputs[0], readout, test.labels)
         return measured.quantities["accuracy"].value
 
+    stochastic = (
+        {"stochastic": stochastic_accuracy(config, trained, chip, test)}
+        if config.train.noise
+        else {}
+    )
     return {
         "accuracy": {
             "test": accuracy(trained),
             "quantized": accuracy(dequantize(quantize(trained, chip))),
             "validation": state.best_accuracy,
             "logistic_regression": logistic_regression_accuracy(config.data),
+            **stochastic,
         },
         "best_epoch": state.best_epoch,
         "samples": {
@@ -192,6 +204,11 @@ def _text(run: Run, document: dict[str, Any], state: TrainingState) -> str:
         ("validation accuracy", f"{accuracy['validation']:.4f}"),
         ("test accuracy", f"{accuracy['test']:.4f}"),
         ("test accuracy, quantized", f"{accuracy['quantized']:.4f}"),
+        *(
+            ("test accuracy with the noise of training", f"{value:.4f}")
+            for key, value in accuracy.items()
+            if key == "stochastic"
+        ),
         ("logistic regression, same split", f"{accuracy['logistic_regression']:.4f}"),
         *(
             (f"rate of {name} (spikes per neuron and step)", f"{rate:.4f}")

@@ -212,6 +212,11 @@ def _layers(network: QuantizedNetwork) -> Iterator[dict[str, Any]]:
             **_neuron(network, name, population),
         }
     if network.readout is not None and network.readout.neurons_per_class > 1:
+        if network.readout.kind != "count":
+            raise UnsupportedError(
+                f"readout: found {network.readout.kind} of {network.readout.neurons_per_class} "
+                "neurons a class, a netx file averages the spikes of a class; use the readout count"
+            )
         outputs = network.sizes[network.outputs[0]] // network.readout.neurons_per_class
         yield {"type": _text("average"), "shape": [outputs, 1, 1]}
 

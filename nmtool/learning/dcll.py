@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nmtool.fixedpoint import (
+    ALIGN_BITS,
     CURRENT_DECAY_OFFSET,
     DECAY_ONE,
     BoolArray,
@@ -36,6 +37,7 @@ from nmtool.fixedpoint import (
     voltage_step,
 )
 from nmtool.quantization import STATE_SCALE, QuantizedPopulation, QuantizedProjection
+from nmtool.training.surrogates import Derivative
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,12 @@ def replay(
     return np.moveaxis(before, 0, -1)
 
 
-def surrogate(voltage: IntArray, threshold: int, width: float) -> FloatArray:
-    r"""SLAYER's exponential :math:`\sigma'(v) = \exp(-|v - \vartheta| / \tau)`.
+def surrogate(voltage: IntArray, threshold: int, rho: Derivative) -> FloatArray:
+    r"""The surrogate derivative :math:`\sigma'(v)` at the chip's voltages, for its threshold.
 
-    ``width`` is :math:`\tau` in SLAYER's scale. The height is 1: it is part of the learning rate.
+    ``rho`` is in SLAYER's scale.
     """
-    distance = np.abs(voltage - (threshold << 6)) / (STATE_SCALE * width)
-    return np.asarray(np.exp(-distance))
+    return np.asarray(rho((voltage - (threshold << ALIGN_BITS)) / STATE_SCALE))
 
 
 def gradient(error: FloatArray, derivative: FloatArray, trace: FloatArray) -> FloatArray:

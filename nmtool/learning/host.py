@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from nmtool.compiler import Program
-from nmtool.config import Readout
+from nmtool.config import Noise, Readout, Surrogate
 from nmtool.errors import UnsupportedError
 from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
 from nmtool.learning.dcll import (
@@ -24,9 +24,7 @@ from nmtool.learning.dcll import (
 )
 from nmtool.network import beyond_dense_cuba
 from nmtool.quantization import WEIGHT_SCALE, quantize_weights
-
-SLAYER_WIDTH = 100.0
-"""lava-dl's factor from tau_grad * threshold to the width of the surrogate."""
+from nmtool.training.surrogates import Derivative, derivative
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -53,7 +51,7 @@ class HostState:
 
 @dataclass(frozen=True, eq=False)
 class Host:
-    """What stays the same while the host learns: local readouts, surrogate widths, sources.
+    """What stays the same while the host learns: local readouts, surrogate derivatives.
 
     Raises:
         UnsupportedError: recurrent projections, or more than CUBA neurons, dense weights and one
@@ -62,14 +60,24 @@ class Host:
 
     program: Program
     readouts: Mapping[str, LocalReadout]
-    widths: Mapping[str, float]
+    derivatives: Mapping[str, Derivative]
     masks: dict[str, FloatArray] = field(default_factory=dict)
 
     @classmethod
     def make(
-        cls, program: Program, readout: Readout, tau_grad: float, scale: float, seed: int
+        cls,
+        program: Program,
+        readout: Readout,
+        surrogate: Surrogate,
+        scale: float,
+        seed: int,
+        noise: Noise | None = None,
     ) -> Host:
-        """Draw the local readouts of a program; ``tau_grad`` is SLAYER's surrogate width."""
+        """Draw the local readouts of a program.
+
+        The surrogate's height becomes 1: it is part of the learning rate. ``noise`` is what the
+        surrogate ``escape`` is the derivative of.
+        """
         net = program.network
         _check(program)
         output = net.outputs[0]
@@ -83,11 +91,13 @@ class Host:
                 if name == output
                 else random_readout(size, n_classes, scale, rng)
             )
-        widths = {
-            name: SLAYER_WIDTH * tau_grad * population.threshold / WEIGHT_SCALE
+        derivatives = {
+            name: replace(
+                derivative(surrogate, population.threshold / WEIGHT_SCALE, noise), peak=1.0
+            )
             for name, population in net.populations.items()
         }
-        return cls(program, readouts, widths)
+        return cls(program, readouts, derivatives)
 
     def update(
         self,
@@ -111,11 +121,11 @@ class Host:
             error, loss_here = self.readouts[name].error(measured[name].sum(axis=2), labels)
             if name in deployed.network.outputs:
                 loss = loss_here
-            derivative = surrogate(voltage, population.threshold, self.widths[name])
+            slope = surrogate(voltage, population.threshold, self.derivatives[name])
             error = error * self.masks.get(name, 1.0)
             for projection, afferent in afferents.items():
                 trace = presynaptic_trace(afferent.spikes, population, afferent.delay)
-                change = gradient(error, derivative, trace)
+                change = gradient(error, slope, trace)
                 _adam(state, projection, change, rates[name])
                 self._keep_in_range(state, projection)
         return loss

@@ -86,9 +86,10 @@ class Loop:
         self._host = Host.make(
             self.program,
             self.experiment.network.readout,
-            self.experiment.surrogate.tau_grad,
+            self.experiment.surrogate,
             config.scale,
             self.experiment.seed,
+            self.experiment.train.noise,
         )
         self._train = _Split.load(self.experiment, self.program, "train")
         self._validation = _Split.load(self.experiment, self.program, "validation")

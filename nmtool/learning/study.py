@@ -173,6 +173,7 @@ class Study:
                 "program": self.program.fingerprint,
                 "finetune": self.experiment.finetune.model_dump(exclude={"controls", "seeds"}),
                 "surrogate": self.experiment.surrogate.model_dump(),
+                "noise": noise.model_dump() if (noise := self.experiment.train.noise) else None,
                 "seed": self.experiment.seed,
                 "target": target.model_dump(exclude={"timeouts", "probes"}),
             },

@@ -28,8 +28,25 @@ def class_counts(spikes: SpikeTrain, readout: Readout) -> IntArray:
     return np.asarray(count.sum(axis=2))
 
 
+def first_spikes(spikes: SpikeTrain, readout: Readout) -> IntArray:
+    """The step of each class's first output spike, shape (samples, classes); n_steps if none.
+
+    Raises:
+        ConfigError: the neurons cannot be divided into classes.
+    """
+    shape = class_counts(spikes, readout).shape
+    first = np.full(shape, spikes.n_steps, dtype=np.int64)
+    np.minimum.at(first, (spikes.sample, spikes.neuron // readout.neurons_per_class), spikes.step)
+    return first
+
+
 def predict(spikes: SpikeTrain, readout: Readout) -> IntArray:
-    """The class with the most output spikes, shape (samples,); a tie goes to the lower class."""
+    """The class of each sample, shape (samples,): that of most output spikes, or of the first one.
+
+    A tie goes to the lower class.
+    """
+    if readout.kind == "first_spike":
+        return np.asarray(first_spikes(spikes, readout).argmin(axis=1))
     return np.asarray(class_counts(spikes, readout).argmax(axis=1))
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from nmtool.chip import ChipSpec
-from nmtool.config import Surrogate
+from nmtool.config import Noise, SlayerSurrogate, Surrogate
 from nmtool.errors import FitError
 from nmtool.fixedpoint import ALIGN_BITS, CURRENT_DECAY_OFFSET, DECAY_ONE
 from nmtool.network import Network
@@ -31,17 +31,17 @@ from nmtool.quantization import (
 from nmtool.training import kernels
 from nmtool.training.events import Events, merged
 from nmtool.training.model import Stage, States, TrainableNetwork
+from nmtool.training.noise import Draw, compiled
 from nmtool.training.parts import PARTS, in_parts
 from nmtool.training.rounding import Rounded, closest_format, round_to
+from nmtool.training.spiking import DETERMINISTIC, POWERS_OF_TWO, Escape
+from nmtool.training.surrogates import Derivative, derivative
 from nmtool.training.wires import Rows, Wire, joined, one_thread, wire
 
 Array: TypeAlias = npt.NDArray[Any]
 
-TAU_FACTOR, SCALE_FACTOR = 100.0, 0.1
-"""SLAYER's CUBA neuron widens tau_grad and lowers scale_grad by these (lava-dl, neuron/cuba.py)."""
-
 THRESHOLD_EPSILON = 0.01
-"""SLAYER compares with a threshold this much higher, in units of 1/4096 (lava-dl)."""
+"""SLAYER's surrogate sits this much above the threshold, in units of 1/4096 (lava-dl)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,8 @@ class Layer:
         incoming, within: its projections.
         registers: keep_u, keep_v, threshold and bias of every neuron, (4, neurons), or of
             ``kernels.PERIOD`` neurons if all are the same.
-        surrogate: threshold, slope, peak, keep_u and keep_v in the backward pass, (5, neurons),
+        shape: of the surrogate derivatives.
+        surrogate: centre, slope, peak, keep_u and keep_v in the backward pass, (5, neurons),
             likewise.
     """
 
@@ -61,12 +62,18 @@ class Layer:
     incoming: tuple[Wire, ...]
     within: tuple[Wire, ...]
     registers: Array
+    shape: int
     surrogate: Array
 
     @property
     def n(self) -> int:
         """Neurons."""
         return int(max(part.stop for part in self.slices.values()))
+
+    @property
+    def begins(self) -> Array:
+        """The first neuron of each population, and the number of neurons."""
+        return np.array([*(part.start for part in self.slices.values()), self.n])
 
     @property
     def wires(self) -> tuple[Wire, ...]:
@@ -112,20 +119,29 @@ class Layer:
         return 1 + max((w.synapses.delay for w in self.within), default=0)
 
 
-def _layer(stage: Stage, quantized: QuantizedNetwork, surrogate: Surrogate) -> Layer:
+def _layer(
+    stage: Stage, quantized: QuantizedNetwork, surrogate: Surrogate, noise: Noise | None
+) -> Layer:
     slices, begin = {}, 0
     for name in stage.populations:
         slices[name] = slice(begin, begin + quantized.populations[name].size)
         begin = slices[name].stop
     populations = [quantized.populations[name] for name in stage.populations]
     looped = bool(stage.within)
+    rho = [
+        derivative(surrogate, (p.threshold << ALIGN_BITS) / STATE_SCALE, noise) for p in populations
+    ]
+    above = THRESHOLD_EPSILON if isinstance(surrogate, SlayerSurrogate) else 0.0
     registers = np.concatenate([_registers(p) for p in populations], axis=1)
-    gradients = np.concatenate([_surrogate(p, surrogate, looped) for p in populations], axis=1)
+    gradients = np.concatenate(
+        [_surrogate(p, r, above, looped) for p, r in zip(populations, rho, strict=True)], axis=1
+    )
     return Layer(
         slices,
         tuple(wire(s, False) for s in stage.incoming),
         tuple(wire(s, True) for s in stage.within),
-        _once(registers),
+        registers if noise else _once(registers),  # noise draws a threshold for every neuron
+        int(rho[0].shape),
         gradients if looped else _once(gradients),
     )
 
@@ -145,15 +161,16 @@ def _registers(population: QuantizedPopulation) -> Array:
     return registers
 
 
-def _surrogate(population: QuantizedPopulation, surrogate: Surrogate, looped: bool) -> Array:
-    """SLAYER's: in a loop it carries gradients by way of spikes only, not of u and v."""
+def _surrogate(
+    population: QuantizedPopulation, rho: Derivative, above: float, looped: bool
+) -> Array:
+    """As SLAYER's: in a loop it carries gradients by way of spikes only, not of u and v."""
     registers = _registers(population)
-    threshold = population.threshold << ALIGN_BITS
-    tau = surrogate.tau_grad * TAU_FACTOR * threshold / STATE_SCALE
+    base = np.log2(np.e) if rho.shape in POWERS_OF_TWO else 1.0
     found = np.empty((5, population.size), dtype=np.float32)
-    found[0] = threshold + THRESHOLD_EPSILON
-    found[1] = np.log2(np.e) / (tau * STATE_SCALE)
-    found[2] = surrogate.scale_grad * SCALE_FACTOR / (2 * tau)
+    found[0] = (population.threshold << ALIGN_BITS) + rho.center * STATE_SCALE + above
+    found[1] = base * rho.slope / STATE_SCALE
+    found[2] = rho.peak
     found[3:] = 0 if looped else registers[:2] / DECAY_ONE
     return found
 
@@ -179,30 +196,37 @@ class EventNetwork(TrainableNetwork):
     Args:
         network: CUBA populations, one input of spikes.
         chip: its formats are those that the forward pass rounds to.
-        surrogate: SLAYER's surrogate derivative.
+        surrogate: the surrogate derivative.
+        noise: how neurons spike by chance in a forward pass with a draw.
 
     Raises:
         UnsupportedError: a network that cannot be trained (``nmtool.training.model.stages``).
         FitError: a parameter that the chip cannot hold.
     """
 
-    def __init__(self, network: Network, chip: ChipSpec, surrogate: Surrogate) -> None:
+    def __init__(
+        self, network: Network, chip: ChipSpec, surrogate: Surrogate, noise: Noise | None = None
+    ) -> None:
         super().__init__(network)
-        self._chip = chip
+        self._chip, self._noise = chip, noise
         quantized = quantize(network, chip)
-        self.layers = [_layer(stage, quantized, surrogate) for stage in self.stages]
+        self.layers = [_layer(stage, quantized, surrogate, noise) for stage in self.stages]
         fixed = (w for layer in self.layers for w in layer.wires if not w.synapses.trained)
         self._fixed = {w.synapses.name: _fixed(quantized, w) for w in fixed}
 
     def forward(
-        self, x: torch.Tensor, populations: Sequence[str] | None = None
+        self,
+        x: torch.Tensor,
+        populations: Sequence[str] | None = None,
+        draw: Draw | None = None,
     ) -> dict[str, torch.Tensor]:
         """Spikes of the populations (all, if none are named), from input spikes.
 
-        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps).
+        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps). With a ``draw``
+        neurons spike by chance, without one as on the chip.
         """
         names = tuple(self.network.populations if populations is None else populations)
-        spikes = _Pass.apply(self, names, x, *self._weights)
+        spikes = _Pass.apply(self, names, x, draw, *self._weights)
         return {name: s.permute(0, 2, 1) for name, s in zip(names, spikes, strict=True)}
 
     def states(self, x: torch.Tensor) -> dict[str, States]:
@@ -218,7 +242,13 @@ class EventNetwork(TrainableNetwork):
             for name, part in layer.slices.items()
         }
 
-    def run(self, x: torch.Tensor, spikes_of: Sequence[str], keep_current: bool = False) -> Run:
+    def run(
+        self,
+        x: torch.Tensor,
+        spikes_of: Sequence[str],
+        draw: Draw | None = None,
+        keep_current: bool = False,
+    ) -> Run:
         """The integer forward pass.
 
         Raises:
@@ -233,7 +263,8 @@ class EventNetwork(TrainableNetwork):
                 run.weight[w.synapses.name] = self._rounded(w, layer.block(w, len(x)))
             for w in layer.incoming:
                 run.arrived[w.synapses.name] = w.arriving(sent[w.synapses.source])
-            current, voltage, spikes = _run_layer(layer, run, x.shape, keep_current)
+            chance = self._chance(layer, len(x), draw)
+            current, voltage, spikes = _run_layer(layer, run, x.shape, chance, keep_current)
             run.voltage.append(voltage)
             run.current.append(current)
             for name, part in layer.slices.items():
@@ -244,6 +275,13 @@ class EventNetwork(TrainableNetwork):
             for w in layer.within:
                 run.arrived[w.synapses.name] = sent[w.synapses.source]
         return run
+
+    def _chance(self, layer: Layer, samples: int, draw: Draw | None) -> tuple[Escape, Array]:
+        """The escape function of a forward pass, and keys (populations, samples)."""
+        if draw is None:
+            return DETERMINISTIC, np.zeros((len(layer.slices), samples), dtype=np.uint64)
+        names = [*self.network.populations]
+        return compiled(self._noise), np.stack([draw.keys(names.index(n)) for n in layer.slices])
 
     def _rounded(self, w: Wire, width: int) -> Rounded:
         name = w.synapses.name
@@ -266,9 +304,14 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, network: EventNetwork, names: tuple[str, ...], x: torch.Tensor, *_: torch.Tensor
+        ctx: Any,
+        network: EventNetwork,
+        names: tuple[str, ...],
+        x: torch.Tensor,
+        draw: Draw | None,
+        *_: torch.Tensor,
     ) -> Any:
-        run = network.run(x, names)
+        run = network.run(x, names, draw)
         ctx.network, ctx.run, ctx.names = network, run, names
         ctx.set_materialize_grads(False)
         spikes = tuple(torch.from_numpy(run.spikes[name]).to(torch.float32) for name in names)
@@ -289,11 +332,15 @@ class _Pass(torch.autograd.Function):
             if gradient is not None:
                 arriving = _arriving(layer, gradient, voltage, run.weight)
                 _send_back(layer, arriving, run, network.network, wanted, found)
-        return None, None, None, *(found.get(name) for name in network.trained)
+        return None, None, None, None, *(found.get(name) for name in network.trained)
 
 
 def _run_layer(
-    layer: Layer, run: Run, size: Sequence[int], keep_current: bool
+    layer: Layer,
+    run: Run,
+    size: Sequence[int],
+    chance: tuple[Escape, Array],
+    keep_current: bool,
 ) -> tuple[Array, Array, Array]:
     """Current, voltage and spikes of a stage, shape (samples, steps, neurons)."""
     samples, _, steps = size
@@ -301,14 +348,14 @@ def _run_layer(
     voltage = np.empty((samples, steps, layer.n), dtype=np.int32)
     current = np.empty((samples, steps if keep_current else 0, layer.n), dtype=np.int32)
     spikes = np.empty((samples, steps, layer.n), dtype=np.int8)
-    kept = (layer.registers, current, voltage, spikes)
+    kept = (*chance, current, voltage, spikes)
     events, delay = _together(layer, run, samples, steps)
     if layer.is_dense:
         weight = run.weight[layer.incoming[0].synapses.name].rows
         large = in_parts(
             samples * len(weight),
             lambda first, last: kernels.forward_dense(
-                first, last, events.neuron, events.at_step, delay, weight, *kept
+                first, last, events.neuron, events.at_step, delay, weight, layer.registers, *kept
             ),
         )
     else:
@@ -316,10 +363,11 @@ def _run_layer(
         own = _flat(layer.within, run.weight).astype(np.int32)  # of one type, compiled once
         ways = (layer.rows.start, layer.rows.ways, weight)
         own_ways = (layer.own_rows.start, layer.own_rows.ways, own, layer.ahead)
+        neurons = (layer.registers, layer.begins)
         large = in_parts(
             samples,
             lambda first, last: kernels.forward_rows(
-                first, last, events.neuron, events.at_step, delay, *ways, *own_ways, *kept
+                first, last, events.neuron, events.at_step, delay, *ways, *own_ways, *neurons, *kept
             ),
         )
     if any(large):
@@ -384,7 +432,7 @@ def _arriving(
     in_parts(
         samples * -(-layer.n // width),
         lambda first, last: kernels.backward(
-            first, last, width, gradient, voltage, layer.surrogate
+            first, last, width, gradient, voltage, layer.shape, layer.surrogate
         ),
     )
     return gradient
@@ -406,7 +454,7 @@ def _through_loop(
                 if t + delay < steps:
                     came = gradient[:, t + delay, target]
                     gradient[:, t, source] += w.step_back(came, weight[w.synapses.name])
-            kernels.backward_step(t, gradient, voltage, layer.surrogate, g_u, g_v)
+            kernels.backward_step(t, gradient, voltage, layer.shape, layer.surrogate, g_u, g_v)
 
 
 def _send_back(

@@ -19,12 +19,9 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from nmtool.training.spiking import EXPONENTIAL, NO_NOISE, derivatives, exponential, thresholds
+
 _FAST: Any = {"nogil": True, "error_model": "numpy", "cache": True}
-_SMALLEST = np.float32(-126)
-_EXP2 = tuple(
-    np.float32(np.log(2) ** k / np.prod(np.arange(1, k + 1, dtype=np.float64))) for k in range(7)
-)
-"""Taylor coefficients of 2^x, for x from -1/2 to 1/2."""
 
 BLOCK = 256
 """Targets that are run at once, at most: their weights stay in the cache."""
@@ -46,16 +43,6 @@ PIECE = 32
 
 HUGE = 30
 """A state that needs more bits has left what the sums can hold."""
-
-
-@intrinsic
-def _float_of_bits(_typing: Any, _bits: Any) -> Any:
-    """The float32 that an int32 is the bit pattern of."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
 
 
 @intrinsic
@@ -123,22 +110,6 @@ def _add(out: Any, at: int, row: Any, begin: int, length: int) -> None:
 
 
 @njit(inline="always", **_FAST)
-def _exp2(x: Any) -> Any:
-    """2^x for x <= 0; below 2^-126 it is 2^-126."""
-    x = max(x, _SMALLEST)
-    whole = np.int32(x - np.float32(0.5))
-    f = x - np.float32(whole)
-    p = _EXP2[6]
-    p = p * f + _EXP2[5]
-    p = p * f + _EXP2[4]
-    p = p * f + _EXP2[3]
-    p = p * f + _EXP2[2]
-    p = p * f + _EXP2[1]
-    p = p * f + _EXP2[0]
-    return p * _float_of_bits((whole + np.int32(127)) << np.int32(23))
-
-
-@njit(inline="always", **_FAST)
 def _decayed(state: np.int32, keep: np.int32) -> np.int32:
     """trunc(state keep / 4096) in 32 bits, of which every step of the sum needs no more."""
     size = np.int32(abs(state))
@@ -152,12 +123,6 @@ def _decayed(state: np.int32, keep: np.int32) -> np.int32:
 def _spikes(voltage: Any, threshold: Any) -> Any:
     """Whether a neuron spikes."""
     return voltage > threshold
-
-
-@njit(inline="always", **_FAST)
-def _derivative(voltage: np.int32, threshold: Any, slope: Any, peak: Any) -> Any:
-    r"""The surrogate of a spike's derivative: peak 2^(-slope |v - threshold|) (SLAYER)."""
-    return peak * _exp2(-slope * abs(np.float32(voltage) - threshold))
 
 
 @njit(nogil=True, error_model="numpy", cache=True, fastmath={"reassoc"})
@@ -328,6 +293,8 @@ def forward_dense(
     delay: int,
     weight: Any,
     neuron: Any,
+    escape: Any,
+    keys: Any,
     current: Any,
     voltage: Any,
     spikes: Any,
@@ -339,13 +306,15 @@ def forward_dense(
     which arrive ``delay`` steps later. ``weight`` holds blocks of targets, shape (blocks, sources,
     targets of the block), in units of 1/64. ``neuron`` holds keep_u, keep_v, threshold and
     bias of every neuron, or of ``PERIOD`` neurons if all are the same. ``current`` may have no
-    steps: then it is not kept.
+    steps: then it is not kept. With an ``escape`` function neurons spike by chance, by ``keys``
+    (populations, samples).
     """
     samples, steps, neurons = voltage.shape
     width = weight.shape[2]
     u = np.zeros(width, dtype=np.int32)
     v = np.zeros(width, dtype=np.int32)
     arrived = np.zeros(width, dtype=np.int32)
+    limit = np.empty(width, dtype=np.int32)
     large = np.int32(0)
     keep_current = current.shape[1] > 0
     for item in range(first, last):
@@ -356,6 +325,7 @@ def forward_dense(
         keep_u, keep_v = neuron[0, at : at + n], neuron[1, at : at + n]
         threshold, bias = neuron[2, at : at + n], neuron[3, at : at + n]
         rows = weight[block]
+        limit[:n] = threshold
         u[:] = 0
         v[:] = 0
         for t in range(steps):
@@ -376,7 +346,9 @@ def forward_dense(
                     e += 1
             out = voltage[b, t, begin : begin + n]
             fired = spikes[b, t, begin : begin + n]
-            large |= _update(u, v, arrived, keep_u, keep_v, threshold, bias, out, fired)
+            if escape.kind != NO_NOISE:
+                thresholds(escape, keys[0, b], t, begin, threshold, limit[:n])
+            large |= _update(u, v, arrived, keep_u, keep_v, limit[:n], bias, out, fired)
             if keep_current:
                 current[b, t, begin : begin + n] = u[:n]
     return int(large >> HUGE)
@@ -397,6 +369,9 @@ def forward_rows(
     own_weight: Any,
     ahead: int,
     neuron: Any,
+    begins: Any,
+    escape: Any,
+    keys: Any,
     current: Any,
     voltage: Any,
     spikes: Any,
@@ -405,7 +380,8 @@ def forward_rows(
 
     ``from_source``, ``ways`` and ``weight`` say what the spikes of the sources do, ``from_neuron``,
     ``own_ways`` and ``own_weight`` what those of the neurons themselves do, which arrive less than
-    ``ahead`` steps later. The rest as in ``forward_dense``.
+    ``ahead`` steps later. The neurons of population k are those from ``begins[k]`` to
+    ``begins[k + 1]``. The rest as in ``forward_dense``.
     """
     _, steps, n = voltage.shape
     u = np.zeros(n, dtype=np.int32)
@@ -417,6 +393,7 @@ def forward_rows(
     who = np.empty(n, dtype=np.int32)
     keep_u, keep_v, threshold, bias = neuron[0], neuron[1], neuron[2], neuron[3]
     period = neuron.shape[1]
+    limit = threshold.copy()
     for b in range(first, last):
         u[:] = 0
         v[:] = 0
@@ -429,6 +406,8 @@ def forward_rows(
                         _add(arrived, ways[w, 1], weight, ways[w, 0], ways[w, 2])
             fired = spikes[b, t]
             out = voltage[b, t]
+            if escape.kind != NO_NOISE:
+                _redraw(escape, keys[:, b], t, begins, threshold, limit)
             for k in range(0, n, period):
                 end = min(k + period, n)
                 m = end - k
@@ -438,7 +417,7 @@ def forward_rows(
                     arrived[k:end],
                     keep_u[:m],
                     keep_v[:m],
-                    threshold[:m],
+                    limit[:m],
                     bias[:m],
                     out[k:end],
                     fired[k:end],
@@ -472,63 +451,86 @@ def _listed(row: Any, out: Any) -> int:
     return found
 
 
+@njit(**_FAST)
+def _redraw(escape: Any, keys: Any, t: int, begins: Any, threshold: Any, limit: Any) -> None:
+    """Draw the thresholds of a step anew, by the key of each population."""
+    for k in range(keys.size):
+        own = slice(begins[k], begins[k + 1])
+        thresholds(escape, keys[k], t, 0, threshold[own], limit[own])
+
+
 @njit(fastmath={"contract"}, **_FAST)
-def backward(first: int, last: int, width: int, gradient: Any, voltage: Any, neuron: Any) -> None:
+def backward(
+    first: int, last: int, width: int, gradient: Any, voltage: Any, shape: int, neuron: Any
+) -> None:
     r"""Gradients of what arrives, in place of those of the spikes.
 
-    With :math:`\rho` of ``_derivative``,
+    With the surrogate derivative :math:`\rho` of ``surrogates.Shape``,
 
     .. math::
         g_v[t] = \rho[t]\, g_s[t] + k_v\, g_v[t+1], \qquad g_x[t] = g_v[t] + k_u\, g_x[t+1]
 
-    The reset has no gradient (SLAYER). ``neuron`` holds threshold, slope, peak, k_u and k_v of
+    The reset has no gradient (SLAYER). ``neuron`` holds centre, slope, peak, k_u and k_v of
     every neuron, or of ``PERIOD``. The part is that of ``forward_dense``, with blocks of ``width``
     targets.
     """
     samples, steps, neurons = voltage.shape
     g_u = np.zeros(width, dtype=np.float32)
     g_v = np.zeros(width, dtype=np.float32)
+    rho = np.empty(width, dtype=np.float32)
     for item in range(first, last):
         b, begin = item % samples, item // samples * width
         end = min(neurons, begin + width)
         at = begin if neuron.shape[1] == neurons else 0
         stop = at + end - begin
-        threshold, slope, peak = neuron[0, at:stop], neuron[1, at:stop], neuron[2, at:stop]
+        center, slope, peak = neuron[0, at:stop], neuron[1, at:stop], neuron[2, at:stop]
         keep_u, keep_v = neuron[3, at:stop], neuron[4, at:stop]
         g_u[:] = 0
         g_v[:] = 0
         for t in range(steps - 1, -1, -1):
             g, state = gradient[b, t, begin:end], voltage[b, t, begin:end]
-            _back(g, state, threshold, slope, peak, keep_u, keep_v, g_u, g_v)
+            _back(g, state, shape, center, slope, peak, keep_u, keep_v, rho, g_u, g_v)
 
 
 @njit(inline="always", **_FAST)
 def _back(
     g: Any,
     voltage: Any,
-    threshold: Any,
+    shape: int,
+    center: Any,
     slope: Any,
     peak: Any,
     keep_u: Any,
     keep_v: Any,
+    rho: Any,
     g_u: Any,
     g_v: Any,
 ) -> None:
-    """One step of ``backward``."""
-    for j in range(g.size):
-        rho = _derivative(voltage[j], threshold[j], slope[j], peak[j])
-        g_v[j] = rho * g[j] + keep_v[j] * g_v[j]
-        g_u[j] = g_v[j] + keep_u[j] * g_u[j]
-        g[j] = g_u[j]
+    """One step of ``backward``; ``rho`` is room for the derivatives."""
+    if shape == EXPONENTIAL:
+        for j in range(g.size):
+            height = exponential(voltage[j], center[j], slope[j], peak[j])
+            g_v[j] = height * g[j] + keep_v[j] * g_v[j]
+            g_u[j] = g_v[j] + keep_u[j] * g_u[j]
+            g[j] = g_u[j]
+    else:
+        derivatives(shape, voltage, center, slope, peak, rho)
+        for j in range(g.size):
+            g_v[j] = rho[j] * g[j] + keep_v[j] * g_v[j]
+            g_u[j] = g_v[j] + keep_u[j] * g_u[j]
+            g[j] = g_u[j]
 
 
 @njit(fastmath={"contract"}, **_FAST)
-def backward_step(t: int, gradient: Any, voltage: Any, neuron: Any, g_u: Any, g_v: Any) -> None:
+def backward_step(
+    t: int, gradient: Any, voltage: Any, shape: int, neuron: Any, g_u: Any, g_v: Any
+) -> None:
     """Step t of ``backward``, of all samples; ``g_u`` and ``g_v`` are those of the step after."""
-    threshold, slope, peak, keep_u, keep_v = neuron[0], neuron[1], neuron[2], neuron[3], neuron[4]
+    center, slope, peak, keep_u, keep_v = neuron[0], neuron[1], neuron[2], neuron[3], neuron[4]
+    rho = np.empty(gradient.shape[2], dtype=np.float32)
     for b in range(gradient.shape[0]):
         g, state = gradient[b, t], voltage[b, t]
-        _back(g, state, threshold, slope, peak, keep_u, keep_v, g_u[b], g_v[b])
+        _back(g, state, shape, center, slope, peak, keep_u, keep_v, rho, g_u[b], g_v[b])
 
 
 @njit(**_FAST)

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 
 from nmtool.chip import ChipSpec
-from nmtool.config import Engine, Surrogate
+from nmtool.config import Engine, Noise, Surrogate
 from nmtool.errors import UnsupportedError
 from nmtool.network import Network, Projection, beyond_cuba, shapes
 from nmtool.operations import Chain, Scale, Shape, count_weighted, weighted
+from nmtool.training.noise import Draw
 
 States: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
@@ -28,11 +29,15 @@ class Model(Protocol):
     network: Network
 
     def __call__(
-        self, x: torch.Tensor, populations: Sequence[str] | None = None
+        self,
+        x: torch.Tensor,
+        populations: Sequence[str] | None = None,
+        draw: Draw | None = None,
     ) -> dict[str, torch.Tensor]:
         """Spikes of the populations (all, if none are named) from input spikes.
 
-        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps).
+        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps). With a ``draw``
+        neurons spike by chance, without one as on the chip.
         """
 
     def states(self, x: torch.Tensor) -> dict[str, States]:
@@ -51,7 +56,13 @@ class Model(Protocol):
         """The real weights before rounding of all projections that are trained."""
 
 
-def make_model(network: Network, chip: ChipSpec, surrogate: Surrogate, engine: Engine) -> Model:
+def make_model(
+    network: Network,
+    chip: ChipSpec,
+    surrogate: Surrogate,
+    engine: Engine,
+    noise: Noise | None = None,
+) -> Model:
     """The network in an engine: ``event``, nmtool's compiled one, or ``slayer``, lava-dl's blocks.
 
     Raises:
@@ -62,10 +73,10 @@ def make_model(network: Network, chip: ChipSpec, surrogate: Surrogate, engine: E
     if engine == "slayer":
         from nmtool.training.slayer import SlayerNetwork
 
-        return SlayerNetwork(network, chip, surrogate)
+        return SlayerNetwork(network, chip, surrogate, noise)
     from nmtool.training.engine import EventNetwork
 
-    return EventNetwork(network, chip, surrogate)
+    return EventNetwork(network, chip, surrogate, noise)
 
 
 @contextlib.contextmanager

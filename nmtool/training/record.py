@@ -9,7 +9,7 @@ import torch
 
 from nmtool.backends.base import Progress, Recording
 from nmtool.chip import ChipSpec
-from nmtool.config import Engine, Surrogate
+from nmtool.config import Engine, StraightThroughSurrogate
 from nmtool.errors import FitError
 from nmtool.fixedpoint import STATE_LIMIT
 from nmtool.network import Network
@@ -35,7 +35,7 @@ def record(
         FitError: a state left the chip's 24 bits, where SLAYER (which has no such register) and
             the chip part.
     """
-    model = make_model(network, chip, Surrogate(), engine)
+    model = make_model(network, chip, StraightThroughSurrogate(kind="straight_through"), engine)
     model.train(False)
     raster = torch.from_numpy(spikes.batch().astype(np.float32))
     parts: dict[str, list[_Arrays]] = {name: [] for name in network.populations}

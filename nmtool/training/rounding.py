@@ -49,7 +49,8 @@ def closest_format(projection: str, weight: Array, bits: int, chip: ChipSpec) ->
     more than the best error. Where two errors are as good as equal, ``choose_format`` decides.
     """
     low, high = (float(f(initial=0)) for f in (weight.min, weight.max))
-    if not (np.isfinite([low, high]).all() and low < 0 < high and bits in chip.weight_bits):
+    both = np.isfinite([low, high]).all() and low < 0 < high
+    if not (both and bits > 1 and bits in chip.weight_bits):
         return choose_format(projection, weight, bits, chip)
     formats = [SynapseFormat(bits, e, "mixed") for e in exact_exponents(bits, "mixed", chip)]
     fits = [k for k, f in enumerate(formats) if _clipped(f, low, high) <= _unit(f) / 2]

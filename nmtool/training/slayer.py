@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from nmtool.backends.lava.compat import prepare_slayer
 from nmtool.chip import ChipSpec
-from nmtool.config import Surrogate
+from nmtool.config import Noise, SlayerSurrogate, Surrogate
+from nmtool.fixedpoint import ALIGN_BITS, DECAY_ONE
 from nmtool.network import Network
 from nmtool.operations import (
     Conv,
@@ -37,7 +38,10 @@ from nmtool.quantization import (
     quantize_weights,
     quantized_neuron_value,
 )
+from nmtool.training.autograd import NoisyVoltage
 from nmtool.training.model import Stage, States, Synapses, TrainableNetwork
+from nmtool.training.noise import Draw, noisy_thresholds
+from nmtool.training.surrogates import derivative, spike
 
 
 class SlayerNetwork(TrainableNetwork):
@@ -49,7 +53,8 @@ class SlayerNetwork(TrainableNetwork):
     Args:
         network: CUBA populations, one input of spikes.
         chip: its formats are those that the forward pass rounds to.
-        surrogate: SLAYER's surrogate derivative.
+        surrogate: the surrogate derivative.
+        noise: how neurons spike by chance in a forward pass with a draw.
 
     Raises:
         UnsupportedError: a network that cannot be trained (``nmtool.training.model.stages``).
@@ -57,7 +62,9 @@ class SlayerNetwork(TrainableNetwork):
         DependencyError: lava-dl or torch is missing.
     """
 
-    def __init__(self, network: Network, chip: ChipSpec, surrogate: Surrogate) -> None:
+    def __init__(
+        self, network: Network, chip: ChipSpec, surrogate: Surrogate, noise: Noise | None = None
+    ) -> None:
         super().__init__(network)
         prepare_slayer()
         from lava.lib.dl import slayer
@@ -66,7 +73,13 @@ class SlayerNetwork(TrainableNetwork):
         self._shift: Callable[[torch.Tensor, int], torch.Tensor] = slayer.axon.delay
         self._integrate: Callable[..., torch.Tensor] = leaky_integrator.dynamics
         self._chip = chip
+        self._surrogate, self._noise = surrogate, noise
         quantized = quantize(network, chip)
+        self._registers = quantized.populations
+        self._rho = {
+            name: derivative(surrogate, (p.threshold << ALIGN_BITS) / STATE_SCALE, noise)
+            for name, p in self._registers.items()
+        }
         self.neurons = torch.nn.ModuleList(
             _neuron(quantized.populations[name], surrogate) for name in network.populations
         )
@@ -108,17 +121,21 @@ class SlayerNetwork(TrainableNetwork):
         return dtype
 
     def forward(
-        self, x: torch.Tensor, populations: Sequence[str] | None = None
+        self,
+        x: torch.Tensor,
+        populations: Sequence[str] | None = None,
+        draw: Draw | None = None,
     ) -> dict[str, torch.Tensor]:
         """Spikes of the populations (all, if none are named), from input spikes.
 
-        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps).
+        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps). With a ``draw``
+        neurons spike by chance, without one as on the chip.
         """
         names = self.network.populations if populations is None else populations
-        states = self.states(x)
+        states = self.states(x, draw)
         return {name: states[name][0] for name in names}
 
-    def states(self, x: torch.Tensor) -> dict[str, States]:
+    def states(self, x: torch.Tensor, draw: Draw | None = None) -> dict[str, States]:
         """(spikes, current, voltage before the reset) of every population, step by step."""
         weight = {name: self.rounded(name) for name in self.network.projections}
         sent = dict.fromkeys(self.network.inputs, x)
@@ -128,7 +145,11 @@ class SlayerNetwork(TrainableNetwork):
                 name: self._drive(stage.incoming, name, sent, weight, x)
                 for name in stage.populations
             }
-            found = self._loop(stage, drive, weight) if stage.within else self._whole(stage, drive)
+            limit = self._limits(stage, draw, x.shape[2])
+            if stage.within:
+                found = self._loop(stage, drive, weight, limit)
+            else:
+                found = self._whole(stage, drive, limit)
             result |= found
             sent |= {name: states[0] for name, states in found.items()}
         return {name: result[name] for name in self.network.populations}
@@ -187,28 +208,68 @@ class SlayerNetwork(TrainableNetwork):
         found: torch.Tensor = synapse(x)
         return found
 
-    def _whole(self, stage: Stage, drive: dict[str, torch.Tensor]) -> dict[str, States]:
+    def _limits(self, stage: Stage, draw: Draw | None, steps: int) -> dict[str, torch.Tensor]:
+        """The thresholds that noise draws, in the chip's units; without noise, none."""
+        if draw is None or self._noise is None:
+            return {}
+        names = [*self.network.populations]
+        return {
+            name: torch.from_numpy(
+                noisy_thresholds(
+                    self._noise,
+                    draw.keys(names.index(name)),
+                    self._registers[name].threshold,
+                    (self._registers[name].size, steps),
+                )
+            )
+            for name in stage.populations
+        }
+
+    def _spike(self, name: str, voltage: torch.Tensor, limit: torch.Tensor | None) -> torch.Tensor:
+        """Spikes with the surrogate derivative: lava-dl's, or by a surrogate or limits of ours."""
+        neuron = self.neuron(name)
+        at, above = neuron.threshold, neuron.threshold + neuron.threshold_eps
+        if isinstance(self._surrogate, SlayerSurrogate):
+            if limit is None:
+                spikes: torch.Tensor = neuron.spike(voltage)
+                return spikes
+            at = above
+        fires = voltage >= above if limit is None else voltage * STATE_SCALE > limit
+        return spike(voltage, fires, at, self._rho[name])
+
+    def _whole(
+        self, stage: Stage, drive: dict[str, torch.Tensor], limit: dict[str, torch.Tensor]
+    ) -> dict[str, States]:
         """A population of which no spike comes back, all steps at once."""
         (name,) = stage.populations
-        neuron = self.neuron(name)
         rest = torch.zeros(drive[name].shape[:2], dtype=self._dtype)
         current, voltage = self._dynamics(name, drive[name], rest, rest)
-        return {name: (neuron.spike(voltage), current, voltage)}
+        if name in limit:
+            keep = DECAY_ONE - self._registers[name].decay_v
+            voltage = NoisyVoltage.apply(current + self._offset(name, current), keep, limit[name])
+        return {name: (self._spike(name, voltage, limit.get(name)), current, voltage)}
+
+    def _offset(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """The bias of a population, shape (neurons, 1)."""
+        return self._bias[name].to(like.dtype)[:, None]
 
     def _dynamics(
         self, name: str, drive: torch.Tensor, current: torch.Tensor, voltage: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Current and voltage (before the reset), from the states of the step before."""
         neuron = self.neuron(name)
-        bias = self._bias[name].to(drive.dtype)[:, None]
         u = self._integrate(drive, neuron.current_decay, current, neuron.s_scale)
         threshold = neuron.threshold + neuron.threshold_eps
         return u, self._integrate(
-            u + bias, neuron.voltage_decay, voltage, neuron.s_scale, threshold
+            u + self._offset(name, u), neuron.voltage_decay, voltage, neuron.s_scale, threshold
         )
 
     def _loop(
-        self, stage: Stage, drive: dict[str, torch.Tensor], weight: dict[str, torch.Tensor]
+        self,
+        stage: Stage,
+        drive: dict[str, torch.Tensor],
+        weight: dict[str, torch.Tensor],
+        limit: dict[str, torch.Tensor],
     ) -> dict[str, States]:
         """Populations whose spikes come back, step by step."""
         rest = {name: torch.zeros_like(drive[name][..., 0]) for name in stage.populations}
@@ -223,7 +284,8 @@ class SlayerNetwork(TrainableNetwork):
                         spikes = trace[s.source][t - s.delay][0] if t >= s.delay else sent
                         arriving = arriving + self._chain(s, spikes, weight[s.name])
                 current, voltage = self._dynamics(name, arriving, *states[name])
-                spikes = self.neuron(name).spike(voltage)
+                now = limit[name][..., t : t + 1] if name in limit else None
+                spikes = self._spike(name, voltage, now)
                 trace[name].append((spikes, current, voltage))
                 u, v = current[..., 0].detach(), voltage[..., 0].detach()
                 states[name] = (u, v * (1 - spikes[..., 0].detach()))
@@ -242,9 +304,20 @@ def _neuron(population: QuantizedPopulation, surrogate: Surrogate) -> Any:
         value.threshold,
         value.current_decay,
         value.voltage_decay,
-        tau_grad=surrogate.tau_grad,
-        scale_grad=surrogate.scale_grad,
+        **_gradient_parameters(surrogate),
     )
+
+
+def _gradient_parameters(surrogate: Surrogate) -> dict[str, float]:
+    """What lava-dl's neurons take, which they multiply by their own factors."""
+    from lava.lib.dl.slayer.neuron import cuba
+
+    if not isinstance(surrogate, SlayerSurrogate):
+        return {}
+    return {
+        "tau_grad": surrogate.tau_grad * surrogate.tau_factor / cuba.TAU_RHO_MULT,
+        "scale_grad": surrogate.scale_grad * surrogate.scale_factor / cuba.SCALE_RHO_MULT,
+    }
 
 
 def _synapse(operation: Dense | Conv) -> Any:

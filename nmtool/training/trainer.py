@@ -15,11 +15,14 @@ from nmtool.chip import ChipSpec
 from nmtool.config import Experiment
 from nmtool.data import Samples, load_split, spikes_of
 from nmtool.data.augment import check_jitter, varied
+from nmtool.errors import ConfigError
 from nmtool.formats.claims import check_arrays
 from nmtool.network import Network
 from nmtool.spikes import SpikeTrain
-from nmtool.training.losses import class_sums, make_loss
+from nmtool.training.losses import Objective, decide, make_objective
 from nmtool.training.model import Model, make_model, reproducible, trained, with_weights
+from nmtool.training.noise import Draw
+from nmtool.training.optimizers import Schedule, load_moments, make_optimizer, save_moments
 
 SATURATED_RATE = 0.9
 EVALUATION_BATCH = 256
@@ -69,8 +72,9 @@ def train(
 ) -> tuple[Network, TrainingState]:
     """Train a network; returns it with the weights of the best epoch by validation accuracy.
 
-    The order of samples and their jitter belong to (seed, epoch), so a training that continues
-    from the state of any epoch ends with the same bits as one that was never interrupted.
+    The order of samples and their jitter belong to (seed, epoch) and noise to (seed, update,
+    sample), so a training that continues from the state of any epoch ends with the same bits as
+    one that was never interrupted. Validation runs without noise, as the chip will.
 
     Args:
         experiment: data, loss, optimizer, epochs and seed.
@@ -96,24 +100,29 @@ def _train(
     state = state or fresh
     check_jitter(experiment.data, experiment.train.jitter)
     check_arrays("the checkpoint's weights", state.weights, fresh.weights)
-    model = make_model(network, chip, experiment.surrogate, experiment.train.engine)
+    objective = make_objective(experiment.train, experiment.network.readout, network)
+    model = _model(experiment, network, chip)
     model.load(state.weights)
     optimizer = _optimizer(model, experiment, state)
     train_set = load_split(experiment.data, "train")
     validation = load_split(experiment.data, "validation")
     per_epoch = math.ceil(len(train_set) / experiment.train.batch)
     total = per_epoch * experiment.train.epochs
+    schedule = Schedule.make(experiment.train.optimizer.schedule, optimizer, total)
+    schedule.replay(state.updates, [epoch.validation_accuracy for epoch in state.history])
     for epoch in range(len(state.history), experiment.train.epochs):
         started = time.monotonic()
         losses: list[float] = []
-        for spikes, labels in _batches(experiment, train_set, epoch):
-            _set_rate(optimizer, experiment, state.updates, total)
-            losses.append(_update(model, optimizer, experiment, spikes, labels))
+        for spikes, labels, chosen in _batches(experiment, train_set, epoch):
+            draw = _draw(experiment, state.updates, chosen)
+            losses.append(_update(model, optimizer, objective, spikes, labels, draw))
+            schedule.after_update()
             state.updates += 1
             if on_batch:
                 on_batch(state.updates, total)
         accuracy, rates, warnings = _evaluate(model, experiment, validation)
-        _remember(state, model, optimizer)
+        schedule.after_epoch(accuracy)
+        _remember(state, model, optimizer, experiment)
         if accuracy >= state.best_accuracy:
             state.best_accuracy, state.best_epoch = accuracy, epoch
             state.best_weights = state.weights
@@ -126,15 +135,27 @@ def _train(
     return with_weights(network, state.best_weights), state
 
 
+def _model(experiment: Experiment, network: Network, chip: ChipSpec) -> Model:
+    train = experiment.train
+    return make_model(network, chip, experiment.surrogate, train.engine, train.noise)
+
+
+def _draw(experiment: Experiment, update: int, chosen: Any) -> Draw | None:
+    """Fresh noise for an update, if the experiment has noise."""
+    noisy = experiment.train.noise is not None
+    return Draw.of_update(experiment.seed, update, chosen) if noisy else None
+
+
 def _batches(
     experiment: Experiment, samples: Samples, epoch: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, Any]]:
+    """Spikes, labels and numbers of the samples of each batch of an epoch."""
     rng = np.random.default_rng([experiment.seed, 1, epoch])
     order = rng.permutation(len(samples))
     spikes_at = varied(samples, experiment.data, experiment.train.jitter, rng)
     for start in range(0, len(order), experiment.train.batch):
         chosen = order[start : start + experiment.train.batch]
-        yield _raster(spikes_at(chosen)), torch.from_numpy(samples.labels[chosen])
+        yield _raster(spikes_at(chosen)), torch.from_numpy(samples.labels[chosen]), chosen
 
 
 def _raster(spikes: SpikeTrain) -> torch.Tensor:
@@ -145,14 +166,13 @@ def _raster(spikes: SpikeTrain) -> torch.Tensor:
 def _update(
     model: Model,
     optimizer: torch.optim.Optimizer,
-    experiment: Experiment,
+    objective: Objective,
     spikes: torch.Tensor,
     labels: torch.Tensor,
+    draw: Draw | None,
 ) -> float:
     model.train()
-    (name,) = model.network.outputs
-    output = model(spikes, (name,))[name]
-    loss = make_loss(experiment.train.loss, experiment.network.readout)(output, labels)
+    loss = objective(model(spikes, objective.populations, draw), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -170,9 +190,9 @@ def _evaluate(
         for start in range(0, n, EVALUATION_BATCH):
             chosen = np.arange(start, min(start + EVALUATION_BATCH, n))
             spikes = model(_raster(given.select(chosen)))
-            counts = class_sums(spikes[model.network.outputs[0]], experiment.network.readout)
+            found = decide(spikes[model.network.outputs[0]], experiment.network.readout)
             labels = torch.from_numpy(samples.labels[chosen])
-            right += int((counts.argmax(dim=1) == labels).sum())
+            right += int((found == labels).sum())
             for name, train in spikes.items():
                 rates[name] += float(train.mean()) * len(labels) / n
     return right / n, rates, tuple(_activity_warnings(rates))
@@ -186,24 +206,11 @@ def _activity_warnings(rates: dict[str, float]) -> Iterator[str]:
             yield f"{name}: saturated, {rate:.2f} spikes per neuron and step; raise its threshold"
 
 
-def _set_rate(
-    optimizer: torch.optim.Optimizer, experiment: Experiment, update: int, total: int
-) -> None:
-    config = experiment.train.optimizer
-    factor = 0.5 * (1 + math.cos(math.pi * update / total)) if config.schedule == "cosine" else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr * factor
-
-
 def _optimizer(model: Model, experiment: Experiment, state: TrainingState) -> torch.optim.Optimizer:
-    parameters = _parameters(model)
-    optimizer = torch.optim.Adam(parameters.values(), lr=experiment.train.optimizer.lr)
-    for name, parameter in parameters.items():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(state.updates)),
-            "exp_avg": torch.tensor(state.first_moment[name]).reshape(parameter.shape),
-            "exp_avg_sq": torch.tensor(state.second_moment[name]).reshape(parameter.shape),
-        }
+    settings, parameters = experiment.train.optimizer, _parameters(model)
+    optimizer = make_optimizer(settings, parameters)
+    moments = state.first_moment, state.second_moment
+    load_moments(optimizer, settings, parameters, moments, state.updates)
     return optimizer
 
 
@@ -211,9 +218,43 @@ def _parameters(model: Model) -> dict[str, torch.nn.Parameter]:
     return {projection: model.parameter(projection) for projection in trained(model.network)}
 
 
-def _remember(state: TrainingState, model: Model, optimizer: torch.optim.Optimizer) -> None:
+def _remember(
+    state: TrainingState, model: Model, optimizer: torch.optim.Optimizer, experiment: Experiment
+) -> None:
     state.weights = model.weights()
-    for name, parameter in _parameters(model).items():
-        adam, shape = optimizer.state[parameter], state.weights[name].shape
-        state.first_moment[name] = adam["exp_avg"].numpy().reshape(shape).copy()
-        state.second_moment[name] = adam["exp_avg_sq"].numpy().reshape(shape).copy()
+    settings, moments = experiment.train.optimizer, (state.first_moment, state.second_moment)
+    save_moments(optimizer, settings, _parameters(model), moments)
+
+
+def stochastic_spikes(
+    experiment: Experiment, network: Network, chip: ChipSpec, samples: Samples, trial: int = 0
+) -> torch.Tensor:
+    """Output spikes with the noise of training, shape (samples, neurons, steps).
+
+    A trial has the same noise whenever it is repeated, another trial has another.
+
+    Raises:
+        ConfigError: the experiment has no noise.
+    """
+    if experiment.train.noise is None:
+        raise ConfigError("train.noise: found none, allowed an escape function to draw spikes from")
+    model = _model(experiment, network, chip)
+    model.train(False)
+    given, n = spikes_of(samples, experiment.data), len(samples)
+    parts: list[torch.Tensor] = []
+    with reproducible(), torch.no_grad():
+        for start in range(0, n, EVALUATION_BATCH):
+            chosen = np.arange(start, min(start + EVALUATION_BATCH, n))
+            draw = Draw.of_trial(experiment.seed, trial, chosen)
+            spikes = model(_raster(given.select(chosen)), network.outputs, draw)
+            parts.append(spikes[network.outputs[0]])
+    return torch.cat(parts)
+
+
+def stochastic_accuracy(
+    experiment: Experiment, network: Network, chip: ChipSpec, samples: Samples
+) -> float:
+    """Accuracy (a fraction) with the noise of training, of one trial."""
+    spikes = stochastic_spikes(experiment, network, chip, samples)
+    found = decide(spikes, experiment.network.readout).numpy()
+    return float((found == samples.labels).mean())

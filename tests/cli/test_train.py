@@ -107,6 +107,32 @@ def test_a_dry_run_of_train_writes_nothing(nmtool, trained, unchanged):
     assert done.json["sizes"] == [64, 16, 20]
 
 
+def test_noise_is_reported_and_a_mismatched_surrogate_warned_about_once(nmtool, trained):
+    noise = ("-s", "train.noise={kind: sigmoid, beta: 10}", "-s", "train.epochs=1")
+    done = nmtool("train", "experiment.yaml", "-o", "noisy", *noise, "--json")
+    assert done.code == 0, done.err
+    assert "surrogate" not in done.err
+    resolved = json.loads((trained / "noisy/experiment.json").read_text())
+    assert resolved["surrogate"] == {"kind": "escape"}
+    assert 0 < done.json["accuracy"]["stochastic"] < 1
+    assert "stochastic" not in json.loads((trained / "run/metrics.json").read_text())["accuracy"]
+    assert nmtool("compile", "noisy", "--hw", "reference").code == 0
+    same = nmtool("compare", "trainer:noisy", "reference", "--program", "noisy/program.h5")
+    assert same.code == 0, same.out
+    arguments = ("train", "experiment.yaml", "-o", "other", *noise, "-s", "surrogate.kind=arctan")
+    done = nmtool(*arguments)
+    assert done.code == 0, done.err
+    assert done.err.count("found arctan with escape noise sigmoid") == 1
+
+
+def test_a_regulariser_of_an_unknown_population_is_found_before_training(nmtool, trained):
+    override = "train.regularizers=[{kind: sparsity, rate: 0.1, weight: 1, populations: [hiden]}]"
+    for more in ((), ("--dry-run",)):
+        done = nmtool("train", "experiment.yaml", "-o", "never", "-s", override, *more)
+        assert done.code == 3, done.err
+        assert "train.regularizers.0.populations: found 'hiden', allowed hidden" in done.err
+
+
 ENTRIES = {
     "held": (4, "a delay for each synapse"),
     "nothing": (3, "allowed a nmtool Network"),

@@ -9,8 +9,9 @@ from nmtool.backends import open_session
 from nmtool.chip import load_chip, load_hardware
 from nmtool.compiler import compile_program
 from nmtool.config import Experiment
+from nmtool.layers import from_config
 from nmtool.learning.loop import Loop, LoopState
-from nmtool.network import CubaLif, Input, Network, Population, Projection, from_config
+from nmtool.network import CubaLif, Input, Network, Population, Projection
 
 CHIP = load_chip("loihi2")
 
@@ -58,7 +59,7 @@ class Study:
     @classmethod
     def make(cls, experiment, target="loihi2-faulty", overrides=()):
         hardware = load_hardware(target, overrides)
-        network = from_config(experiment.network, 64, 10, experiment.seed)
+        network = from_config(experiment.network, (8, 8, 1), 10, experiment.seed)
         program = compile_program(network, CHIP, hardware.weight_bits, 16)
         shadow = {n: p.weight.astype(np.float64) for n, p in network.projections.items()}
         return cls(experiment, program, shadow, hardware)

@@ -1,9 +1,11 @@
 """The local rule against autograd on the graph that it stands for, and what it leaves out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from nmtool.config import Readout
+from nmtool.config import Readout, SlayerSurrogate
 from nmtool.fixedpoint import CURRENT_DECAY_OFFSET, DECAY_ONE
 from nmtool.learning.dcll import (
     LocalReadout,
@@ -16,6 +18,7 @@ from nmtool.learning.dcll import (
 )
 from nmtool.learning.host import BETA1, Host, HostState
 from nmtool.quantization import STATE_SCALE, WEIGHT_SCALE, dequantize_weights
+from nmtool.training.surrogates import derivative
 
 torch = pytest.importorskip("torch")
 
@@ -61,6 +64,7 @@ def autograd(host, program, name, measured, labels, gated):
     own = torch.tensor(measured[name], dtype=torch.float64)
     bias = torch.tensor(population.bias / STATE_SCALE, dtype=torch.float64)
     threshold = population.threshold / WEIGHT_SCALE
+    width = 1 / host.derivatives[name].slope
     u = v = torch.zeros(own.shape[:2], dtype=torch.float64)
     counts = torch.zeros_like(u)
     for t in range(own.shape[2]):
@@ -69,7 +73,7 @@ def autograd(host, program, name, measured, labels, gated):
         u = keep_u * u + arriving
         v = keep_v * v + u + bias
         at_chip = torch.tensor(chip_voltage[:, :, t])
-        counts = counts + Spike.apply(v, own[:, :, t], at_chip, threshold, host.widths[name])
+        counts = counts + Spike.apply(v, own[:, :, t], at_chip, threshold, width)
         v = v * (1 - own[:, :, t]) if gated else v - (v * own[:, :, t]).detach()
     local = host.readouts[name]
     logits = local.scale * counts @ torch.tensor(local.weight, dtype=torch.float64).T
@@ -84,7 +88,7 @@ def factors(host, program, name, measured, labels):
     ((_, afferent),) = host.afferents(program, name, measured).items()
     voltage = replay(population, [afferent], measured[name])
     error, _ = host.readouts[name].error(measured[name].sum(axis=2), labels)
-    local = error[:, :, None] * surrogate(voltage, population.threshold, host.widths[name])
+    local = error[:, :, None] * surrogate(voltage, population.threshold, host.derivatives[name])
     return local, presynaptic_trace(afferent.spikes, population, afferent.delay)
 
 
@@ -103,7 +107,7 @@ def case(small_program, request):
     """A host, its program, measured spikes that no model has to explain, and labels."""
     delays, axonal = request.param
     program = small_program(1, delays, axonal)
-    host = Host.make(program, Readout(neurons_per_class=2), 0.03, 0.3, seed=2)
+    host = Host.make(program, Readout(neurons_per_class=2), SlayerSurrogate(), 0.3, seed=2)
     rng = np.random.default_rng(4)
     measured = {
         name: rng.random((5, size, 24)) < rate
@@ -210,7 +214,8 @@ def test_a_loss_of_many_spikes_stays_finite():
 def test_the_surrogate_is_one_at_the_threshold_and_falls_on_both_sides():
     at = 80 << 6
     width = 3.75
-    values = surrogate(np.array([at, at + STATE_SCALE, at - STATE_SCALE]), 80, width)
+    rho = replace(derivative(SlayerSurrogate(tau_grad=0.03), 1.25), peak=1.0)
+    values = surrogate(np.array([at, at + STATE_SCALE, at - STATE_SCALE]), 80, rho)
     np.testing.assert_allclose(values, [1, np.exp(-1 / width), np.exp(-1 / width)], rtol=1e-15)
 
 

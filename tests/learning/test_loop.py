@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nmtool.backends import open_session
-from nmtool.config import Readout
+from nmtool.config import Readout, SlayerSurrogate
 from nmtool.errors import ArtifactError, UnsupportedError
 from nmtool.learning.checkpoint import load_state, save_state
 from nmtool.learning.host import Host, HostState
@@ -326,7 +326,7 @@ def test_recurrent_networks_are_refused(faulty):
     looped = replace(network, projections={**network.projections, "loop": loop})
     program = replace(faulty.program, network=looped)
     with pytest.raises(UnsupportedError, match="projection loop: found a recurrent projection"):
-        Host.make(program, Readout(neurons_per_class=2), 0.03, 0.1, 0)
+        Host.make(program, Readout(neurons_per_class=2), SlayerSurrogate(), 0.1, 0)
 
 
 def test_a_delay_for_each_synapse_is_refused(faulty):
@@ -334,7 +334,13 @@ def test_a_delay_for_each_synapse_is_refused(faulty):
     hidden = replace(network.projections["hidden"], delay=np.ones((16, 64), np.int64))
     delayed = replace(network, projections={**network.projections, "hidden": hidden})
     with pytest.raises(UnsupportedError, match="projection hidden: found a delay for each synapse"):
-        Host.make(replace(faulty.program, network=delayed), Readout(neurons_per_class=2), 1, 1, 0)
+        Host.make(
+            replace(faulty.program, network=delayed),
+            Readout(neurons_per_class=2),
+            SlayerSurrogate(),
+            1,
+            0,
+        )
 
 
 def test_adam_is_torchs_adam():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nmtool.backends import open_session
 from nmtool.chip import Faults, load_hardware
-from nmtool.config import Readout
+from nmtool.config import Readout, SlayerSurrogate
 from nmtool.fixedpoint import fires
 from nmtool.learning.dcll import find_suspects, replay
 from nmtool.learning.host import Host
@@ -30,7 +30,7 @@ def run(program, seed=0, faults=None, samples=6, rate=0.4):
 
 
 def voltages(program, spikes):
-    host = Host.make(program, Readout(neurons_per_class=2), 0.03, 0.3, 0)
+    host = Host.make(program, Readout(neurons_per_class=2), SlayerSurrogate(), 0.3, 0)
     return {
         name: replay(
             program.network.populations[name],

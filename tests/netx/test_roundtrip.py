@@ -93,6 +93,9 @@ def test_the_readout_becomes_an_average(tmp_path):
     size = network.populations["p2"].size
     network = replace(network, readout=Readout(kind="count", neurons_per_class=size))
     assert again(network, tmp_path).readout == network.readout
+    first = replace(network, readout=Readout(kind="first_spike", neurons_per_class=size))
+    with pytest.raises(UnsupportedError, match="readout: found first_spike"):
+        again(first, tmp_path)
     with h5py.File(tmp_path / "x.net") as file:
         last = file["layer"][str(len(file["layer"]) - 1)]
         assert last["type"][()].tolist() == [b"average"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nmtool.chip import load_chip
-from nmtool.config import Surrogate
+from nmtool.config import SlayerSurrogate
 from nmtool.network import CubaLif, Input, Network, Population, Projection
 from nmtool.operations import Conv, Dense, Flatten, Scale, SumPool
 
@@ -40,7 +40,7 @@ def in_float64():
 def engine(network, name, raster, wanted):
     from nmtool.training.model import make_model
 
-    model = make_model(network, CHIP, Surrogate(tau_grad=0.03, scale_grad=3.0), name)
+    model = make_model(network, CHIP, SlayerSurrogate(tau_grad=0.03, scale_grad=3.0), name)
     if name == "slayer":
         model.double()
     spikes = model(torch.from_numpy(raster.astype(np.float64 if name == "slayer" else np.float32)))

@@ -1,23 +1,27 @@
 """The event engine has SLAYER's gradients, and they do not depend on threads or batches."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from trainable import networks
 
 from nmtool.chip import load_chip
-from nmtool.config import Surrogate
+from nmtool.config import ExponentialNoise, SigmoidNoise, SlayerSurrogate, Surrogate
 from nmtool.errors import FitError
 from nmtool.network import CubaLif, Input, Network, Population, Projection
 from nmtool.operations import Conv, Dense, Flatten, SumPool
+from nmtool.training.noise import Draw
 
 CHIP = load_chip("loihi2")
 
 
-def gradients(model, x, wanted):
+def gradients(model, x, wanted, draw=None):
     """Gradients of ``sum(wanted * spikes)`` over all populations, by projection."""
-    spikes = model(x)
+    spikes = model(x, draw=draw)
     sum((spikes[name] * wanted[name].to(spikes[name].dtype)).sum() for name in spikes).backward()
     grown = {name: model.parameter(name).grad for name in model.trained}
     found = {
@@ -27,7 +31,7 @@ def gradients(model, x, wanted):
     return found, {name: train.detach().numpy() for name, train in spikes.items()}
 
 
-def two_engines(network, raster, surrogate, seed=0):
+def two_engines(network, raster, surrogate, seed=0, noise=None, draw=None):
     import torch
 
     from nmtool.training.model import make_model
@@ -39,9 +43,9 @@ def two_engines(network, raster, surrogate, seed=0):
         for name, p in network.populations.items()
     }
     x = torch.from_numpy(raster.astype(np.float32))
-    slayer = make_model(network, CHIP, surrogate, "slayer").double()
-    events = make_model(network, CHIP, surrogate, "event")
-    return gradients(events, x, wanted), gradients(slayer, x.double(), wanted)
+    slayer = make_model(network, CHIP, surrogate, "slayer", noise).double()
+    events = make_model(network, CHIP, surrogate, "event", noise)
+    return gradients(events, x, wanted, draw), gradients(slayer, x.double(), wanted, draw)
 
 
 def has_loop(network):
@@ -69,7 +73,7 @@ def test_gradients_are_slayers(network, seed, samples, steps, rate, tau_grad):
     event("a loop" if has_loop(network) else "feed-forward")
     try:
         (found, spikes), (expected, same) = two_engines(
-            network, raster, Surrogate(tau_grad=tau_grad), seed
+            network, raster, SlayerSurrogate(tau_grad=tau_grad), seed
         )
     except FitError:
         assume(False)
@@ -105,7 +109,7 @@ def wide(n_hidden=300, threshold=1.25):
 
 def test_a_layer_of_several_blocks():
     raster = np.random.default_rng(1).random((6, 40, 50)) < 0.1
-    (found, spikes), (expected, same) = two_engines(wide(), raster, Surrogate())
+    (found, spikes), (expected, same) = two_engines(wide(), raster, SlayerSurrogate())
     assert same["hidden"].sum() > 1000
     assert same["out"].sum() > 50
     np.testing.assert_array_equal(spikes["out"], same["out"])
@@ -119,7 +123,7 @@ def test_gradients_flow_from_a_hidden_population_alone():
     from nmtool.training.model import make_model
 
     raster = np.random.default_rng(1).random((6, 40, 50)) < 0.1
-    model = make_model(wide(), CHIP, Surrogate(), "event")
+    model = make_model(wide(), CHIP, SlayerSurrogate(), "event")
     model(torch.from_numpy(raster.astype(np.float32)))["hidden"].sum().backward()
     assert model.parameter("on").grad is None
     assert float(model.parameter("in").grad.abs().sum()) > 0
@@ -162,13 +166,117 @@ def mixed():
 
 def test_a_network_of_all_kinds():
     raster = np.random.default_rng(1).random((9, 160, 60)) < 0.1
-    (found, spikes), (expected, same) = two_engines(mixed(), raster, Surrogate())
+    (found, spikes), (expected, same) = two_engines(mixed(), raster, SlayerSurrogate())
     for name, train in same.items():
         assert train.sum() > 100, name
         np.testing.assert_array_equal(spikes[name], train)
     assert found.keys() == expected.keys() == mixed().projections.keys()
     for name in expected:
         assert relative(found[name], expected[name]) <= 1e-5, name
+
+
+NOISES = {
+    "none": None,
+    "sigmoid": SigmoidNoise(kind="sigmoid", beta=10.0),
+    "exponential": ExponentialNoise(kind="exponential"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "noise"),
+    [
+        ("fast_sigmoid", "none"),
+        ("sigmoid", "none"),
+        ("triangle", "none"),
+        ("box", "none"),
+        ("arctan", "none"),
+        ("straight_through", "none"),
+        ("escape", "sigmoid"),
+        ("escape", "exponential"),
+        ("slayer", "sigmoid"),
+        ("fast_sigmoid", "exponential"),
+    ],
+)
+def test_every_surrogate_and_noise_in_a_network_of_all_kinds(kind, noise):
+    raster = np.random.default_rng(1).random((5, 160, 30)) < 0.1
+    surrogate = TypeAdapter(Surrogate).validate_python({"kind": kind})
+    chance = NOISES[noise]
+    draw = Draw.of_update(3, 17, np.arange(5)) if chance else None
+    (found, spikes), (expected, same) = two_engines(mixed(), raster, surrogate, 0, chance, draw)
+    for name, train in same.items():
+        assert train.sum() > 100, name
+        np.testing.assert_array_equal(spikes[name], train, name)
+    for name in expected:
+        assert relative(found[name], expected[name]) <= 1e-5, name
+
+
+def test_every_surrogate_has_its_own_gradients_in_convolutions_and_loops():
+    import torch
+
+    from nmtool.training.model import make_model
+
+    raster = torch.from_numpy((np.random.default_rng(1).random((5, 160, 30)) < 0.1).astype("f4"))
+    kinds = ("slayer", "fast_sigmoid", "sigmoid", "triangle", "box", "arctan", "straight_through")
+    found = []
+    for kind in kinds:
+        surrogate = TypeAdapter(Surrogate).validate_python({"kind": kind})
+        model = make_model(mixed(), CHIP, surrogate, "event")
+        model(raster)["b"].sum().backward()
+        found.append([model.parameter(name).grad.numpy() for name in ("in", "own")])
+    for one, two in combinations(found, 2):
+        assert all(relative(a, b) > 0.01 for a, b in zip(one, two, strict=True))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    network=networks(),
+    seed=st.integers(0, 10**6),
+    samples=st.integers(1, 5),
+    steps=st.integers(1, 40),
+    noise=st.sampled_from(["sigmoid", "exponential"]),
+)
+def test_noisy_spikes_of_any_network_are_the_same_in_both_engines(
+    network, seed, samples, steps, noise
+):
+    import torch
+
+    from nmtool.training.model import make_model
+
+    (lines,) = [source.size for source in network.inputs.values()]
+    x = torch.from_numpy(np.random.default_rng(seed).random((samples, lines, steps)) < 0.2)
+    draw = Draw.of_update(seed, 0, np.arange(samples))
+    event("a loop" if has_loop(network) else "feed-forward")
+    shared = (network, CHIP, SlayerSurrogate())
+    try:
+        ours = make_model(*shared, "event", NOISES[noise])
+        theirs = make_model(*shared, "slayer", NOISES[noise]).double()
+        with torch.no_grad():
+            one, two = ours(x.float(), draw=draw), theirs(x.double(), draw=draw)
+    except FitError:
+        assume(False)
+    for name, train in one.items():
+        assert torch.equal(train.double(), two[name].double()), name
+
+
+def test_noise_reaches_every_population_and_another_draw_is_other_noise():
+    import torch
+
+    from nmtool.training.model import make_model
+
+    raster = (np.random.default_rng(1).random((5, 160, 30)) < 0.1).astype("f4")
+    model = make_model(mixed(), CHIP, SlayerSurrogate(), "event", NOISES["sigmoid"])
+
+    def spikes(draw):
+        return model(torch.from_numpy(raster), draw=draw)
+
+    plain, one, two = (
+        spikes(draw) for draw in (None, *(Draw.of_update(3, k, np.arange(5)) for k in (0, 1)))
+    )
+    for name, train in one.items():
+        assert (train != plain[name]).any(), name
+        assert (train != two[name]).any(), name
+    for name, train in spikes(Draw.of_update(3, 0, np.arange(5))).items():
+        assert torch.equal(train, one[name]), name
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -184,8 +292,9 @@ def test_results_do_not_depend_on_threads(monkeypatch, workers, make, lines):
     raster = torch.from_numpy((np.random.default_rng(1).random((7, lines, 50)) < 0.1).astype("f4"))
 
     def run():
-        model = make_model(make(), CHIP, Surrogate(), "event")
-        (model(raster)[model.network.outputs[0]] * torch.arange(50)).sum().backward()
+        model = make_model(make(), CHIP, SlayerSurrogate(), "event", NOISES["sigmoid"])
+        draw = Draw.of_update(3, 17, np.arange(7))
+        (model(raster, draw=draw)[model.network.outputs[0]] * torch.arange(50)).sum().backward()
         return [p.grad.numpy().copy() for p in model.parameters()]
 
     usual = run()
@@ -197,7 +306,7 @@ def test_results_do_not_depend_on_threads(monkeypatch, workers, make, lines):
 
 def test_rasters_with_more_spikes_than_were_guessed():
     raster = np.ones((3, 40, 30), dtype=bool)
-    (_, spikes), (_, same) = two_engines(wide(), raster, Surrogate())
+    (_, spikes), (_, same) = two_engines(wide(), raster, SlayerSurrogate())
     np.testing.assert_array_equal(spikes["out"], same["out"])
 
 
@@ -253,7 +362,7 @@ def test_sums_that_are_too_large_are_refused():
 
     network = wide(threshold=1000.0)
     huge = {name: np.full_like(p.weight, 500.0) for name, p in network.projections.items()}
-    model = make_model(network, CHIP, Surrogate(), "event")
+    model = make_model(network, CHIP, SlayerSurrogate(), "event")
     model.load(huge)
     x = torch.ones((2, 40, 2000))
     with pytest.raises(FitError, match=r"out: found u or v of 2\^30"):

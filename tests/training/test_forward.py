@@ -11,7 +11,7 @@ from trainable import networks
 from nmtool.backends.reference import ReferenceBackend
 from nmtool.chip import load_chip
 from nmtool.compiler import compile_program
-from nmtool.config import Surrogate
+from nmtool.config import SlayerSurrogate
 from nmtool.errors import FitError, UnsupportedError
 from nmtool.network import CubaLif, Input, Network, Population, Projection
 from nmtool.operations import Dense, SumPool
@@ -137,7 +137,7 @@ def test_the_forward_pass_uses_the_chips_weights_and_the_gradient_passes_straigh
     network = replace(
         network, projections={"to a": network.projections["to a"].with_weight(weight)}
     )
-    model = SlayerNetwork(network, CHIP, Surrogate())
+    model = SlayerNetwork(network, CHIP, SlayerSurrogate())
     parameter = model.parameter("to a")
     rounded = model.rounded("to a")
     projection = quantize(network, CHIP).projections["to a"]
@@ -156,7 +156,7 @@ def test_the_peak_and_the_width_of_the_surrogate(tau, scale, threshold):
 
     from nmtool.training.slayer import SlayerNetwork
 
-    surrogate = Surrogate(tau_grad=tau, scale_grad=scale)
+    surrogate = SlayerSurrogate(tau_grad=tau, scale_grad=scale)
     model = SlayerNetwork(chain(threshold=threshold), CHIP, surrogate)
     neuron = model.neuron("a")
     at = float(neuron.threshold + neuron.threshold_eps)
@@ -221,7 +221,7 @@ def test_networks_that_training_does_not_support(case, engine):
 
     network, says = REFUSED[case]
     with pytest.raises(UnsupportedError, match=says):
-        make_model(network, CHIP, Surrogate(), engine)
+        make_model(network, CHIP, SlayerSurrogate(), engine)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -229,4 +229,4 @@ def test_a_value_that_does_not_fit_is_found_before_training(engine):
     from nmtool.training.model import make_model
 
     with pytest.raises(FitError, match=r"a\.threshold"):
-        make_model(chain(threshold=1e7), CHIP, Surrogate(), engine)
+        make_model(chain(threshold=1e7), CHIP, SlayerSurrogate(), engine)

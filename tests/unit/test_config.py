@@ -5,10 +5,13 @@ import pytest
 
 from nmtool.chip import ChipFile, HardwareConfig
 from nmtool.config import (
+    ArctanSurrogate,
+    EscapeSurrogate,
     Experiment,
     LatencyEncoding,
     RandomEncoding,
     RateEncoding,
+    SlayerSurrogate,
     experiment_from_json,
     load_experiment,
     resolved_json,
@@ -157,3 +160,56 @@ def test_a_check_may_name_the_file_of_a_target():
     assert check.concerns("my-target")
     assert check.concerns("reference")
     assert not check.concerns("lava-sim")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["surrogate={kind: fast_sigmod}"], "allowed 'slayer', 'fast_sigmoid', 'sigmoid'"),
+        (["surrogate={kind: fast_sigmod}"], "did you mean fast_sigmoid?"),
+        (["surrogate={kind: box, widht: 2}"], "allowed kind, width; did you mean width?"),
+        (["surrogate={kind: sigmoid, beta: 0}"], "surrogate.beta: found 0, allowed greater than 0"),
+        (["surrogate={kind: escape}"], "escape only with a train.noise"),
+        (["train.noise={kind: sigmoid, beta: -1}"], "train.noise.beta: found -1"),
+        (["train.noise={kind: exponential, p0: 2}"], "train.noise.p0: found 2"),
+        (["train.noise={kind: gauss}"], "train.noise.kind: found 'gauss', allowed 'sigmoid'"),
+        (["train.loss={kind: first_spike}"], "train.loss.tau: found nothing"),
+        (["train.loss={kind: spike_time, true_steps: [-1]}"], "true_steps.0: found -1"),
+        (["train.optimizer.name=adem"], "did you mean adam?"),
+        (["train.optimizer.momentum=0.9"], "allowed betas, eps, lr, name, schedule, weight_decay"),
+        (["train.optimizer.betas=[0.9]"], "train.optimizer.betas: found a list"),
+        (["train.optimizer.betas=[0.9, 1]"], "train.optimizer.betas.1: found 1, allowed less"),
+        (["train.optimizer.schedule=stp"], "did you mean step?"),
+        (["train.optimizer.schedule={kind: step}"], "schedule.every: found nothing"),
+        (
+            ["train.optimizer={name: sgd, lr: 1, nesterov: true}"],
+            "train.optimizer.nesterov: found True, allowed true only with a momentum above 0",
+        ),
+        (
+            ["train.regularizers=[{kind: sparsity, rate: 2, weight: 1}]"],
+            "train.regularizers.0.rate: found 2",
+        ),
+        (["network.readout.kind=fisrt_spike"], "did you mean first_spike?"),
+    ],
+)
+def test_wrong_settings_of_training_are_refused(overrides, message):
+    assert message in refused(*overrides)
+
+
+def test_the_surrogate_follows_the_noise_unless_it_is_given():
+    noise = "train.noise={kind: exponential, p0: 0.5, du: 0.2}"
+    without = load_experiment(EXAMPLE, ["surrogate=null"])
+    assert without.surrogate == SlayerSurrogate()
+    followed = load_experiment(EXAMPLE, ["surrogate=null", noise])
+    assert followed.surrogate == EscapeSurrogate(kind="escape")
+    assert experiment_from_json(resolved_json(followed), "f") == followed
+    given = load_experiment(EXAMPLE, ["surrogate={kind: arctan}", noise])
+    assert given.surrogate == ArctanSurrogate(kind="arctan", alpha=2.0)
+    assert load_experiment(EXAMPLE, ["surrogate={tau_grad: 0.5}"]).surrogate.tau_grad == 0.5
+
+
+def test_a_schedule_may_be_its_name_alone():
+    short = load_experiment(EXAMPLE, ["train.optimizer.schedule=plateau"])
+    long = load_experiment(EXAMPLE, ["train.optimizer.schedule={kind: plateau}"])
+    assert short == long
+    assert short.train.optimizer.schedule.patience == 10
