@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all bench bench-compile soak lint format clean
+.PHONY: setup demo surrogate-gradients test test-all bench bench-compile soak lint format clean
 
 setup: $(READY)
 
@@ -19,6 +19,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python examples/digits/demo.py --force
+
+# One script a statement, each with its table and figure (docs/surrogate_gradients.md).
+STATEMENTS := interpolation temporal_xor escape_noise stochastic_ad multilayer_bias closed_loop \
+	stochastic_training target_train training_memory
+surrogate-gradients: $(READY)
+	for s in $(STATEMENTS); do $(BIN)/python examples/surrogate_gradients/$$s.py || exit 1; done
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2

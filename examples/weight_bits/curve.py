@@ -21,7 +21,7 @@ import numpy as np
 import nmtool
 from nmtool.chip import ChipSpec, load_chip
 from nmtool.config import Experiment, load_experiment
-from nmtool.data import Samples, encode, load_split
+from nmtool.data import Samples, load_split, spikes_of
 from nmtool.measure import compare, predict
 from nmtool.network import Network
 
@@ -110,7 +110,7 @@ def _point(experiment: Experiment, network: Network, whole: Network, chip: ChipS
 
     bits, test = experiment.train.weight_bits, load_split(experiment.data, "test")
     here, quantized = _deployed(experiment, network, test)
-    there = record(network, chip, encode(test.values, experiment.data.encoding))
+    there = record(network, chip, spikes_of(test, experiment.data))
     agreement = compare(there, here)
     rounded, _ = _deployed(experiment, whole, test)
     return Point(
@@ -127,7 +127,7 @@ def _point(experiment: Experiment, network: Network, whole: Network, chip: ChipS
 def _deployed(experiment: Experiment, network: Network, test: Samples) -> tuple[Any, Any]:
     """The recording of the test set on the emulator, and the integers that it ran."""
     quantized = nmtool.quantize(network, "loihi2", weight_bits=experiment.train.weight_bits)
-    spikes = encode(test.values, experiment.data.encoding)
+    spikes = spikes_of(test, experiment.data)
     with nmtool.open(nmtool.compile(quantized, chip="loihi2"), "emulator") as session:
         return session.run(spikes, probe="spikes,current,voltage"), quantized
 
