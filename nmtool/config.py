@@ -550,12 +550,15 @@ def _kind(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
+_Schedules = Annotated[
+    ConstantSchedule | CosineSchedule | StepSchedule | ExponentialSchedule | PlateauSchedule,
+    Field(discriminator="kind"),
+]
 Schedule = Annotated[
-    Annotated[
-        ConstantSchedule | CosineSchedule | StepSchedule | ExponentialSchedule | PlateauSchedule,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_kind),
+    _Schedules,
+    BeforeValidator(
+        _kind, json_schema_input_type=_Schedules | Literal["constant", "cosine", "plateau"]
+    ),
 ]
 """How the learning rate changes: ``cosine``, or ``{kind: step, every: 5}``."""
 

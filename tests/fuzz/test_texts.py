@@ -19,7 +19,7 @@ from nmtool.compiler import compile_program
 from nmtool.config import Experiment, experiment_from_json, load_experiment, resolved_json
 from nmtool.data import load_split, spikes_of
 from nmtool.errors import ArtifactError, ConfigError, FitError
-from nmtool.network import from_config
+from nmtool.layers import from_config
 from nmtool.regression.quarantine import load_quarantine
 
 import regression_networks as nets  # isort: skip
@@ -91,7 +91,7 @@ INPUTS = nets.make_inputs(PROGRAM, 2)
 def use_experiment(path):
     config = load_experiment(path)
     if config.network.layers:
-        network = from_config(config.network, 64, 10, config.seed)
+        network = from_config(config.network, (8, 8, 1), 10, config.seed)
         compile_program(network, load_chip("loihi2"))
     spikes_of(load_split(config.data, "test"), config.data)
 
