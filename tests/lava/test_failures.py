@@ -137,7 +137,7 @@ def test_a_silent_worker(long_job, gone):
             os.kill(worker.pid, signal.SIGSTOP)
 
     with (
-        LavaWorker(Patience(silence=2.0)) as worker,
+        LavaWorker(Patience(silence=6.0)) as worker,
         pytest.raises(BoardTimeout, match="silent for"),
     ):
         worker.run(long_job, timeout=60, progress=stop)
@@ -152,7 +152,7 @@ def test_a_stuck_simulation(long_job, members, gone):
             victims.append(worker.pid)
             os.kill(max(members(worker.pid)), signal.SIGSTOP)
 
-    with LavaWorker(Patience(stall=3.0)) as worker, pytest.raises(BoardTimeout, match="stuck"):
+    with LavaWorker(Patience(stall=8.0)) as worker, pytest.raises(BoardTimeout, match="stuck"):
         worker.run(long_job, timeout=60, progress=stop)
     assert gone(victims[0])
 
