@@ -242,6 +242,9 @@ class NeuronConfig(Strict):
     voltage_decay: Annotated[float, Field(ge=0, le=1)]
 
 
+LearnedParameter = Literal["current_decay", "voltage_decay", "delay"]
+"""What neurons and axons can learn; delays are those of the axons."""
+
 Count = Annotated[int, Field(ge=1, le=MAX_LAYER)]
 Size = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
 """Of a window: one number for both axes, or [x, y]."""
@@ -249,6 +252,7 @@ Padding = Annotated[int, Field(ge=0, le=MAX_LAYER)]
 LAYER_KINDS = ("dense", "conv", "pool", "recurrent")
 _WINDOW = {"kernel": "conv", "dilation": "conv", "groups": "conv", "weight": "pool"}
 _SHARED = ("stride", "padding")
+_TRAINING = ("dropout", "batch_norm", "learn", "max_delay")
 
 
 class LayerConfig(Strict):
@@ -264,6 +268,10 @@ class LayerConfig(Strict):
 
     ``delay`` is that of its synapses in steps, those from the layer itself have none. ``bias`` is
     one real number for all neurons of the layer; ``neuron`` replaces the network's.
+
+    In training, ``dropout`` silences a neuron for a whole sample with that probability,
+    ``batch_norm`` takes the batch's mean current off, and ``learn`` names parameters of the neurons
+    that are learned; axonal delays up to ``max_delay`` steps.
     """
 
     dense: Count | None = None
@@ -280,6 +288,10 @@ class LayerConfig(Strict):
     delay: Annotated[int, Field(ge=0, le=1 << 16)] = 0
     bias: float | None = None
     neuron: NeuronConfig | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    batch_norm: bool = False
+    learn: list[LearnedParameter] = []
+    max_delay: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
 
     @property
     def kind(self) -> str:
@@ -315,12 +327,16 @@ class LayerConfig(Strict):
         if self.conv is not None and self.kernel is None:
             raise ValueError("a kernel for the convolution")
         if self.pool is not None and self.name is None:
-            if neurons := self._changed & {"weight", "delay", "bias", "neuron"}:
+            if neurons := self._changed & {"weight", "delay", "bias", "neuron", *_TRAINING}:
                 raise ValueError(
                     f"a name for a pool with neurons; found {', '.join(sorted(neurons))} without"
                 )
         elif self.name is None:
             raise ValueError("a name for the layer")
+        if len(set(self.learn)) != len(self.learn):
+            raise ValueError(f"learn with every parameter once; found {', '.join(self.learn)}")
+        if self.max_delay is not None and "delay" not in self.learn:
+            raise ValueError("max_delay in a layer that learns its delay; found it without")
         return self
 
 
@@ -568,9 +584,15 @@ Penalty = Annotated[float, Field(ge=0)]
 
 
 class OptimizerBase(Strict):
-    """What all optimizers have: the learning rate, its schedule, L2 decay of the weights."""
+    """What all optimizers have: the learning rate, its schedule, L2 decay of the weights.
+
+    ``decay_lr`` and ``delay_lr`` are the rates of learned decays (fractions) and delays (steps);
+    None: ``lr``. Neither decays nor delays have a weight decay.
+    """
 
     lr: Rate
+    decay_lr: Rate | None = None
+    delay_lr: Rate | None = None
     schedule: Schedule = ConstantSchedule(kind="constant")
     weight_decay: Penalty = 0.0
 
@@ -724,7 +746,8 @@ class Train(Strict):
     """How to train: epochs, batch, optimizer, loss, bits of the weights in the forward pass.
 
     ``noise`` makes neurons spike by chance in training; the trained network is deterministic.
-    Both engines give the same spikes and gradients; ``slayer`` needs lava-dl.
+    ``weight_norm`` learns the norm of every neuron's weights apart from their direction. Both
+    engines give the same spikes and gradients; ``slayer`` needs lava-dl.
     """
 
     epochs: Positive
@@ -736,6 +759,7 @@ class Train(Strict):
     weight_bits: Literal[1, 2, 3, 4, 5, 6, 8] = 8
     jitter: Annotated[int, Field(ge=0, le=3)] = 0
     engine: Engine = "event"
+    weight_norm: bool = False
 
 
 Control = Literal["transfer", "simulation", "readout"]
@@ -826,6 +850,19 @@ class Experiment(Strict):
         if value.kind == "escape" and train is not None and train.noise is None:
             raise ValueError("escape only with a train.noise whose derivative it is")
         return value
+
+    @model_validator(mode="after")
+    def _rates_of_what_is_learned(self) -> Experiment:
+        learned = {key for layer in self.network.layers or [] for key in layer.learn}
+        for rate, keys in (
+            ("decay_lr", ("current_decay", "voltage_decay")),
+            ("delay_lr", ("delay",)),
+        ):
+            if getattr(self.train.optimizer, rate) is not None and not learned & {*keys}:
+                raise ValueError(
+                    f"a layer that learns {' or '.join(keys)}, for its learning rate {rate}"
+                )
+        return self
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

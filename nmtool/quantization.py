@@ -503,6 +503,15 @@ def dequantize(network: QuantizedNetwork) -> Network:
     )
 
 
+def quantize_population(name: str, population: Population, chip: ChipSpec) -> QuantizedPopulation:
+    """One population as ``quantize`` gives it.
+
+    Raises:
+        FitError: a value that the chip cannot hold, with its name and the range allowed.
+    """
+    return _population(name, population, chip, [])
+
+
 def quantize_neuron(name: str, neuron: CubaLif, chip: ChipSpec) -> tuple[int, int, int]:
     """``(decay_u, decay_v, threshold)`` of a neuron in the chip's registers.
 

@@ -85,11 +85,9 @@ def _prepare(engine: Engine) -> None:
 
 def _report_dry_run(options: Options, config: Experiment, network: Network) -> None:
     from nmtool.chip import load_chip
-    from nmtool.quantization import quantize
-    from nmtool.training.losses import make_objective
+    from nmtool.training.trainer import prepare
 
-    make_objective(config.train, config.network.readout, network)
-    quantize(network, load_chip(CHIP))
+    prepare(config, network, load_chip(CHIP))
     sizes = [*network.sizes.values()]
     text = f"{config.name}: {'-'.join(map(str, sizes))}, {config.train.epochs} epochs; not trained"
     emit(options, "train", {"name": config.name, "sizes": sizes, "dry_run": True}, text)
@@ -103,8 +101,10 @@ def _train(
     from nmtool.formats.container import write_json, write_text
     from nmtool.provenance import provenance, sha256
     from nmtool.training.checkpoint import load_checkpoint, save_checkpoint
-    from nmtool.training.trainer import train
+    from nmtool.training.trainer import prepare, train
 
+    chip = load_chip(CHIP)
+    prepare(config, network, chip)  # what is refused leaves no run folder
     _load(config, options)
     resolved = resolved_json(config)
     state = load_checkpoint(run.checkpoint, resolved) if resume else None
@@ -122,7 +122,6 @@ def _train(
                 f"{last.validation_accuracy:.4f}",
             )
 
-    chip = load_chip(CHIP)
     with progress(options, f"train {config.name}") as update, resumable(options):
         trained, state = train(config, network, chip, state, update, save)
         document = _metrics(config, trained, state, chip)

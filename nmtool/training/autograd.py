@@ -36,15 +36,20 @@ class NoisyVoltage(torch.autograd.Function):
     .. math:: v[t] = \mathrm{trunc}(k\, v[t-1] (1 - s[t-1]) / 4096) + u[t]
 
     in the chip's integers, as SLAYER's; backward :math:`g_u[t] = g_v[t] + k / 4096\; g_u[t+1]`: the
-    reset has no gradient, as in SLAYER.
+    reset has no gradient, as in SLAYER. The decay has the gradient of lava-dl's integrator,
+    :math:`\sum_t g_u[t+1]\, v[t]`, which is that of the fraction kept, k / 4096.
     """
 
     @staticmethod
-    def forward(ctx: Any, current: torch.Tensor, keep: int, levels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, current: torch.Tensor, decay: torch.Tensor, levels: torch.Tensor
+    ) -> torch.Tensor:
         """Voltage before the reset (real units), (samples, neurons, steps).
 
-        ``keep`` is 4096 less the decay register, ``levels`` are the thresholds in chip units.
+        ``decay`` is 4096 times the fraction lost, shape (1,); ``levels`` are the thresholds in chip
+        units.
         """
+        keep = DECAY_ONE - round(decay.item())
         ctx.keep = keep / DECAY_ONE
         drive = (current * STATE_SCALE).to(torch.int64)
         state = torch.zeros_like(drive[..., 0])
@@ -53,12 +58,16 @@ class NoisyVoltage(torch.autograd.Function):
             state = torch.div(state * keep, DECAY_ONE, rounding_mode="trunc") + drive[..., t]
             voltage[..., t] = state
             state = torch.where(state > levels[..., t], 0, state)
-        return voltage.to(current.dtype) / STATE_SCALE
+        real = voltage.to(current.dtype) / STATE_SCALE
+        ctx.save_for_backward(real)
+        return real
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        """The gradient of the current."""
+        """The gradients of the current and of the decay."""
+        (voltage,) = ctx.saved_tensors
         result = gradient.clone()
         for t in range(result.shape[-1] - 2, -1, -1):
             result[..., t] += ctx.keep * result[..., t + 1]
-        return result, None, None
+        decay = (result[..., 1:] * voltage[..., :-1]).sum().reshape(1)
+        return result, decay, None

@@ -16,13 +16,14 @@ from nmtool.training.trainer import Epoch, TrainingState
 
 SCHEMA = "nmtool.checkpoint/v1"
 _TENSORS = ("weights", "first_moment", "second_moment", "best_weights")
+_MEANS = ("means", "best_means")
 
 
 def save_checkpoint(path: Path, state: TrainingState, experiment: str) -> None:
     """Write the state after an epoch; ``experiment`` is the resolved config it belongs to."""
     arrays: dict[str, Array] = {
         f"{kind}/{name}": tensor
-        for kind in _TENSORS
+        for kind in (*_TENSORS, *_MEANS)
         for name, tensor in getattr(state, kind).items()
     }
     header: dict[str, Any] = {
@@ -56,7 +57,7 @@ def load_checkpoint(path: Path, experiment: str) -> TrainingState:
             for name, array in container.arrays.items()
             if name.startswith(f"{kind}/")
         }
-        for kind in _TENSORS
+        for kind in (*_TENSORS, *_MEANS)
     }
     try:
         history = [build(Epoch, {**e, "warnings": tuple(e["warnings"])}) for e in header["history"]]
@@ -64,6 +65,7 @@ def load_checkpoint(path: Path, experiment: str) -> TrainingState:
         values = {**tensors, "history": history, **{key: header[key] for key in keys}}
         for kind in _TENSORS:
             check_arrays(kind, tensors[kind], tensors["weights"])
+        check_arrays("best_means", tensors["best_means"], tensors["means"])
         if any(array.dtype != np.float32 for array in container.arrays.values()):
             raise ValueError("found tensors that are not float32")
         return build(TrainingState, values)

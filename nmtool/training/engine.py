@@ -7,9 +7,9 @@ the number of threads, so results do not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 
 from nmtool.chip import ChipSpec
 from nmtool.config import Noise, SlayerSurrogate, Surrogate
-from nmtool.errors import FitError
+from nmtool.errors import FitError, UnsupportedError
 from nmtool.fixedpoint import ALIGN_BITS, CURRENT_DECAY_OFFSET, DECAY_ONE
 from nmtool.network import Network
 from nmtool.quantization import (
@@ -28,17 +28,21 @@ from nmtool.quantization import (
     dequantize_weights,
     quantize,
 )
-from nmtool.training import kernels
+from nmtool.training import dynamics, kernels
 from nmtool.training.events import Events, merged
+from nmtool.training.learned import Learned
 from nmtool.training.model import Stage, States, TrainableNetwork
 from nmtool.training.noise import Draw, compiled
 from nmtool.training.parts import PARTS, in_parts
+from nmtool.training.recipe import WEIGHTS_ONLY, Recipe
 from nmtool.training.rounding import Rounded, closest_format, round_to
 from nmtool.training.spiking import DETERMINISTIC, POWERS_OF_TWO, Escape
 from nmtool.training.surrogates import Derivative, derivative
 from nmtool.training.wires import Rows, Wire, joined, one_thread, wire
 
 Array: TypeAlias = npt.NDArray[Any]
+Chance: TypeAlias = tuple[Escape, Array]
+"""An escape function, and keys (populations, samples)."""
 
 THRESHOLD_EPSILON = 0.01
 """SLAYER's surrogate sits this much above the threshold, in units of 1/4096 (lava-dl)."""
@@ -180,7 +184,9 @@ class Run:
     """What a forward pass left behind; shapes (samples, steps, neurons), an array a stage.
 
     ``arrived`` are the events behind the relay of every projection, ``spikes`` are of the
-    populations that were asked for.
+    populations that were asked for. ``apart`` are populations whose current and voltage were
+    computed apart, ``masks`` dropout's, ``late`` the delayed spikes of populations whose neurons
+    have delays of their own.
     """
 
     voltage: list[Array] = field(default_factory=list)
@@ -188,6 +194,9 @@ class Run:
     weight: dict[str, Rounded] = field(default_factory=dict)
     arrived: dict[str, Events] = field(default_factory=dict)
     spikes: dict[str, Array] = field(default_factory=dict)
+    apart: dict[str, dynamics.Apart] = field(default_factory=dict)
+    masks: dict[str, Array] = field(default_factory=dict)
+    late: dict[str, Array] = field(default_factory=dict)
 
 
 class EventNetwork(TrainableNetwork):
@@ -198,21 +207,36 @@ class EventNetwork(TrainableNetwork):
         chip: its formats are those that the forward pass rounds to.
         surrogate: the surrogate derivative.
         noise: how neurons spike by chance in a forward pass with a draw.
+        recipe: what is trained beside the weights.
 
     Raises:
-        UnsupportedError: a network that cannot be trained (``nmtool.training.model.stages``).
+        UnsupportedError: a network that cannot be trained (``nmtool.training.model.stages``), or
+            not by this recipe.
         FitError: a parameter that the chip cannot hold.
     """
 
     def __init__(
-        self, network: Network, chip: ChipSpec, surrogate: Surrogate, noise: Noise | None = None
+        self,
+        network: Network,
+        chip: ChipSpec,
+        surrogate: Surrogate,
+        noise: Noise | None = None,
+        recipe: Recipe = WEIGHTS_ONLY,
     ) -> None:
-        super().__init__(network)
+        super().__init__(network, chip, recipe)
         self._chip, self._noise = chip, noise
         quantized = quantize(network, chip)
         self.layers = [_layer(stage, quantized, surrogate, noise) for stage in self.stages]
         fixed = (w for layer in self.layers for w in layer.wires if not w.synapses.trained)
         self._fixed = {w.synapses.name: _fixed(quantized, w) for w in fixed}
+        self._sources = {
+            name: tuple(by_dropout(layer, recipe))
+            for layer in self.layers
+            for name in layer.slices
+            if not layer.within
+        }
+        for layer in self.layers:
+            _check_loop(layer, recipe)
 
     def forward(
         self,
@@ -226,7 +250,9 @@ class EventNetwork(TrainableNetwork):
         neurons spike by chance, without one as on the chip.
         """
         names = tuple(self.network.populations if populations is None else populations)
-        spikes = _Pass.apply(self, names, x, draw, *self._weights)
+        self.learned.clamp()
+        weights = [self.weight(name) for name in self.trained]
+        spikes = _Pass.apply(self, names, x, draw, *weights, *self.learned.dynamic.values())
         return {name: s.permute(0, 2, 1) for name, s in zip(names, spikes, strict=True)}
 
     def states(self, x: torch.Tensor) -> dict[str, States]:
@@ -257,37 +283,105 @@ class EventNetwork(TrainableNetwork):
         (source,) = self.network.inputs
         sent = {source: Events.of_rows(x.detach().numpy())}
         sources = {p.source for p in self.network.projections.values()}
-        run = Run()
+        run = Run(masks={name: m.numpy() for name, m in self.learned.masks(len(x)).items()})
         for layer in self.layers:
-            for w in layer.wires:
-                run.weight[w.synapses.name] = self._rounded(w, layer.block(w, len(x)))
+            parts = self._apart(layer)
+            for fed in [layer] if parts is None else [alone for _, alone in parts]:
+                for w in fed.wires:
+                    run.weight[w.synapses.name] = self._rounded(w, fed.block(w, len(x)))
             for w in layer.incoming:
                 run.arrived[w.synapses.name] = w.arriving(sent[w.synapses.source])
             chance = self._chance(layer, len(x), draw)
-            current, voltage, spikes = _run_layer(layer, run, x.shape, chance, keep_current)
+            if parts is None:
+                current, voltage, spikes = _run_layer(layer, run, x.shape, chance, keep_current)
+            else:
+                current, voltage, spikes = self._run_apart(layer, parts, run, x.shape, chance)
             run.voltage.append(voltage)
             run.current.append(current)
             for name, part in layer.slices.items():
+                own, sending = self._outgoing(name, spikes[..., part], run)
                 if name in spikes_of:
-                    run.spikes[name] = spikes[..., part]
+                    run.spikes[name] = own
                 if name in sources:
-                    sent[name] = Events.of_steps(spikes[..., part])
+                    sent[name] = Events.of_steps(sending)
             for w in layer.within:
                 run.arrived[w.synapses.name] = sent[w.synapses.source]
         return run
 
-    def _chance(self, layer: Layer, samples: int, draw: Draw | None) -> tuple[Escape, Array]:
-        """The escape function of a forward pass, and keys (populations, samples)."""
+    def _chance(self, layer: Layer, samples: int, draw: Draw | None) -> Chance:
+        """How a layer's neurons spike in a forward pass."""
         if draw is None:
-            return DETERMINISTIC, np.zeros((len(layer.slices), samples), dtype=np.uint64)
+            return _certain(layer, samples)
         names = [*self.network.populations]
         return compiled(self._noise), np.stack([draw.keys(names.index(n)) for n in layer.slices])
+
+    def _apart(self, layer: Layer) -> tuple[tuple[str, Layer], ...] | None:
+        """The sources of a population whose current is computed apart, by dropout; else None."""
+        if layer.within:
+            return None
+        (name,) = layer.slices
+        parts = self._sources[name]
+        dropped = any(self.learned.scale(source) != 1 for source, _ in parts)
+        return parts if dropped or self.learned.recipe.of(name).apart else None
+
+    def _run_apart(
+        self,
+        layer: Layer,
+        parts: Sequence[tuple[str, Layer]],
+        run: Run,
+        size: Sequence[int],
+        chance: Chance,
+    ) -> tuple[Array, Array, Array]:
+        (name,) = layer.slices
+        drives = [
+            (self.learned.scale(source), partial(_drive, part, run, size)) for source, part in parts
+        ]
+        found, voltage, spikes, large = dynamics.forward(
+            self.learned, name, drives, _registers, (layer.shape, layer.surrogate), chance
+        )
+        if large:
+            raise _too_large(layer)
+        run.apart[name] = found
+        return found.current, voltage, spikes
+
+    def _outgoing(self, name: str, spikes: Array, run: Run) -> tuple[Array, Array]:
+        """Spikes as they are seen (dropout scales them) and as they are sent (0 or 1, delayed)."""
+        own = sending = spikes
+        if (mask := run.masks.get(name)) is not None:
+            own = spikes * mask[:, None, :]
+            sending = spikes * (mask > 0)[:, None, :].astype(np.int8)
+        if (delay := self.learned.delay(name)) is not None:
+            sending = run.late[name] = dynamics.delayed(sending, delay)
+        return own, sending
+
+    def take_back(
+        self,
+        name: str,
+        run: Run,
+        wanted: dict[str, Array],
+        received: dict[str, Array],
+        found: dict[str, torch.Tensor],
+    ) -> None:
+        """Gradients of a population's spikes from those of what ``_outgoing`` made of them."""
+        sent, mask = received.pop(name, None), run.masks.get(name)
+        if mask is not None and name in wanted:
+            wanted[name] *= mask[:, None, :]
+        if sent is None:
+            return
+        if (delay := self.learned.delay(name)) is not None:
+            if (own := self.learned.values.get(f"{name}:delay")) is not None:
+                gradient = dynamics.delay_gradient(sent, run.late[name], own.numel())
+                found[f"{name}:delay"] = torch.from_numpy(gradient)
+            sent = dynamics.undelayed(sent, delay)
+        if mask is not None:
+            sent = sent * (mask > 0)[:, None, :]
+        wanted[name] = np.ascontiguousarray(wanted[name] + sent if name in wanted else sent)
 
     def _rounded(self, w: Wire, width: int) -> Rounded:
         name = w.synapses.name
         if name in self._fixed:
             return self._fixed[name]
-        real = w.to_matrix(self.parameter(name).detach().numpy())
+        real = w.to_matrix(self.weight(name).detach().numpy())
         format = closest_format(name, real, self.network.weight_bits, self._chip)
         return round_to(real, format, width)
 
@@ -327,20 +421,25 @@ class _Pass(torch.autograd.Function):
             if g is not None
         }
         found: dict[str, torch.Tensor] = {}
+        received: dict[str, Array] = {}
         for layer, voltage in zip(reversed(network.layers), reversed(run.voltage), strict=True):
+            for name in layer.slices:
+                network.take_back(name, run, wanted, received, found)
             gradient = _gathered(layer, wanted, voltage.shape)
             if gradient is not None:
-                arriving = _arriving(layer, gradient, voltage, run.weight)
-                _send_back(layer, arriving, run, network.network, wanted, found)
-        return None, None, None, None, *(found.get(name) for name in network.trained)
+                arriving = _arriving(layer, gradient, voltage, run, network.learned, found)
+                _send_back(layer, arriving, run, network, wanted, received, found)
+        names = (*network.trained, *network.learned.dynamic)
+        return None, None, None, None, *(found.get(name) for name in names)
 
 
 def _run_layer(
     layer: Layer,
     run: Run,
     size: Sequence[int],
-    chance: tuple[Escape, Array],
+    chance: Chance,
     keep_current: bool,
+    registers: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Current, voltage and spikes of a stage, shape (samples, steps, neurons)."""
     samples, _, steps = size
@@ -348,6 +447,7 @@ def _run_layer(
     voltage = np.empty((samples, steps, layer.n), dtype=np.int32)
     current = np.empty((samples, steps if keep_current else 0, layer.n), dtype=np.int32)
     spikes = np.empty((samples, steps, layer.n), dtype=np.int8)
+    registers = layer.registers if registers is None else registers
     kept = (*chance, current, voltage, spikes)
     events, delay = _together(layer, run, samples, steps)
     if layer.is_dense:
@@ -355,7 +455,7 @@ def _run_layer(
         large = in_parts(
             samples * len(weight),
             lambda first, last: kernels.forward_dense(
-                first, last, events.neuron, events.at_step, delay, weight, layer.registers, *kept
+                first, last, events.neuron, events.at_step, delay, weight, registers, *kept
             ),
         )
     else:
@@ -363,7 +463,7 @@ def _run_layer(
         own = _flat(layer.within, run.weight).astype(np.int32)  # of one type, compiled once
         ways = (layer.rows.start, layer.rows.ways, weight)
         own_ways = (layer.own_rows.start, layer.own_rows.ways, own, layer.ahead)
-        neurons = (layer.registers, layer.begins)
+        neurons = (registers, layer.begins)
         large = in_parts(
             samples,
             lambda first, last: kernels.forward_rows(
@@ -373,6 +473,44 @@ def _run_layer(
     if any(large):
         raise _too_large(layer)
     return current, voltage, spikes
+
+
+def _drive(layer: Layer, run: Run, size: Sequence[int], keep_u: Array) -> Array:
+    """The current that a layer's sources make."""
+    registers = np.zeros((4, layer.n), dtype=np.int32)
+    registers[0], registers[2] = keep_u, np.iinfo(np.int32).max
+    return _run_layer(layer, run, size, _certain(layer, size[0]), True, registers)[0]
+
+
+def _certain(layer: Layer, samples: int) -> Chance:
+    """Neurons that spike where they are above their threshold."""
+    return DETERMINISTIC, np.zeros((len(layer.slices), samples), dtype=np.uint64)
+
+
+def by_dropout(layer: Layer, recipe: Recipe) -> Iterator[tuple[str, Layer]]:
+    """A layer for each dropout of its sources, with one of these sources."""
+    by: dict[float, list[Wire]] = {}
+    for w in layer.incoming:
+        by.setdefault(recipe.of(w.synapses.source).dropout, []).append(w)
+    for wires in by.values():
+        whole = len(by) == 1
+        part = layer if whole else replace(layer, incoming=tuple(wires))
+        yield wires[0].synapses.source, part
+
+
+def _check_loop(layer: Layer, recipe: Recipe) -> None:
+    """That no dropped spikes come into a loop.
+
+    Raises:
+        UnsupportedError: they do.
+    """
+    for w in layer.incoming if layer.within else ():
+        if recipe.of(w.synapses.source).dropout:
+            raise UnsupportedError(
+                f"population {w.synapses.source}: found dropout before the loop of "
+                f"{' and '.join(layer.slices)}, allowed before populations outside of loops with "
+                "train.engine=event; train with -s train.engine=slayer"
+            )
 
 
 def _together(layer: Layer, run: Run, samples: int, steps: int) -> tuple[Events, int]:
@@ -421,12 +559,21 @@ def _gathered(layer: Layer, wanted: dict[str, Array], size: tuple[int, ...]) -> 
 
 
 def _arriving(
-    layer: Layer, gradient: Array, voltage: Array, weight: Mapping[str, Rounded]
+    layer: Layer,
+    gradient: Array,
+    voltage: Array,
+    run: Run,
+    learned: Learned,
+    found: dict[str, torch.Tensor],
 ) -> Array:
     """The gradients of what arrives at a stage, in place of those of its spikes."""
     if layer.within:
-        _through_loop(layer, gradient, voltage, weight)
+        _through_loop(layer, gradient, voltage, run.weight)
         return gradient
+    if (apart := run.apart.get(next(iter(layer.slices)))) is not None:
+        arriving, decays = dynamics.backward(apart, learned, gradient, voltage)
+        found.update({name: torch.from_numpy(decay) for name, decay in decays.items()})
+        return arriving
     samples = len(gradient)
     width = min(kernels.BLOCK, max(1, -(-layer.n * samples // PARTS)))
     in_parts(
@@ -461,22 +608,29 @@ def _send_back(
     layer: Layer,
     arriving: Array,
     run: Run,
-    network: Network,
+    model: EventNetwork,
     wanted: dict[str, Array],
+    received: dict[str, Array],
     found: dict[str, torch.Tensor],
 ) -> None:
-    """Gradients of the weights into a stage, and of the spikes that came from earlier ones."""
+    """Gradients of the weights into a stage, and of the spikes that came from earlier ones.
+
+    ``received`` are those of spikes that were dropped or delayed by neuron.
+    """
     for w in layer.wires:
         name, source = w.synapses.name, w.synapses.source
         part = np.ascontiguousarray(arriving[..., layer.slices[w.synapses.target]])
+        if (scale := model.learned.scale(source)) != 1:
+            part = part * np.float32(scale)
         if w.synapses.trained:
             found[name] = torch.from_numpy(w.weight_gradient(run.arrived[name], part))
-        if source in network.populations and source not in layer.slices:
+        if source in model.network.populations and source not in layer.slices:
             earlier = w.back(part, run.weight[name])
-            if source in wanted:
-                wanted[source] += earlier
+            into = received if source in run.masks or source in run.late else wanted
+            if source in into:
+                into[source] += earlier
             else:
-                wanted[source] = earlier
+                into[source] = earlier
 
 
 def _too_large(layer: Layer) -> FitError:

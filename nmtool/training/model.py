@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -17,7 +18,9 @@ from nmtool.config import Engine, Noise, Surrogate
 from nmtool.errors import UnsupportedError
 from nmtool.network import Network, Projection, beyond_cuba, shapes
 from nmtool.operations import Chain, Scale, Shape, count_weighted, weighted
+from nmtool.training.learned import Learned
 from nmtool.training.noise import Draw
+from nmtool.training.recipe import WEIGHTS_ONLY, Recipe, check_recipe, without_own_delays
 
 States: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
@@ -44,13 +47,28 @@ class Model(Protocol):
         """(spikes, current, voltage before the reset) of every population, in real units."""
 
     def parameter(self, projection: str) -> torch.nn.Parameter:
-        """The real weights of a projection before rounding, in the shape of its operation."""
+        """The real weights of a projection before rounding, in the shape of its operation.
+
+        With weight normalisation their direction.
+        """
+
+    def parameters_by_name(self) -> dict[str, torch.nn.Parameter]:
+        """All that is learned: weights by projection, then what ``Learned`` names."""
+
+    def means(self) -> dict[str, Any]:
+        """The running means of populations with batch normalisation."""
+
+    def reseed(self, seed: int) -> None:
+        """Begin dropout's draws anew."""
+
+    def export(self) -> Network:
+        """The network as it is now, of weights, biases, decays and delays only."""
 
     def train(self, mode: bool = True) -> Any:
         """Switch to training, or back."""
 
-    def load(self, weights: Mapping[str, Any]) -> None:
-        """Take over real weights by projection, as ``weights`` gives them."""
+    def load(self, weights: Mapping[str, Any], means: Mapping[str, Any] = ...) -> None:
+        """Take over what is learned by name, and running means by population."""
 
     def weights(self) -> Weights:
         """The real weights before rounding of all projections that are trained."""
@@ -62,6 +80,7 @@ def make_model(
     surrogate: Surrogate,
     engine: Engine,
     noise: Noise | None = None,
+    recipe: Recipe = WEIGHTS_ONLY,
 ) -> Model:
     """The network in an engine: ``event``, nmtool's compiled one, or ``slayer``, lava-dl's blocks.
 
@@ -73,10 +92,10 @@ def make_model(
     if engine == "slayer":
         from nmtool.training.slayer import SlayerNetwork
 
-        return SlayerNetwork(network, chip, surrogate, noise)
+        return SlayerNetwork(network, chip, surrogate, noise, recipe)
     from nmtool.training.engine import EventNetwork
 
-    return EventNetwork(network, chip, surrogate, noise)
+    return EventNetwork(network, chip, surrogate, noise, recipe)
 
 
 @contextlib.contextmanager
@@ -234,32 +253,63 @@ class TrainableNetwork(torch.nn.Module):
         UnsupportedError: a network that cannot be trained.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, chip: ChipSpec, recipe: Recipe = WEIGHTS_ONLY) -> None:
         super().__init__()
         self.network = network
-        self.stages = stages(network)
+        self.stages = stages(without_own_delays(network, recipe))
         self.trained = trained(network)
+        loops = [name for stage in self.stages if stage.within for name in stage.populations]
+        check_recipe(network, recipe, loops)
         self._weights = torch.nn.ParameterList(
             torch.from_numpy(np.array(network.projections[name].weight, np.float32))
             for name in self.trained
         )
+        self.learned = Learned(network, self.trained, chip, recipe)
 
     def parameter(self, projection: str) -> torch.nn.Parameter:
-        """The real weights of a projection before rounding, in the shape of its operation."""
+        """The real weights of a projection before rounding, in the shape of its operation.
+
+        With weight normalisation their direction.
+        """
         return self._weights[self.trained.index(projection)]
 
-    def load(self, weights: Mapping[str, Any]) -> None:
-        """Take over real weights by projection, as ``weights`` gives them."""
+    def weight(self, projection: str) -> torch.Tensor:
+        """The real weights of a projection before rounding."""
+        return self.learned.weight(projection, self.parameter(projection))
+
+    def parameters_by_name(self) -> dict[str, torch.nn.Parameter]:
+        """All that is learned: weights by projection, then what ``Learned`` names."""
+        return {name: self.parameter(name) for name in self.trained} | self.learned.values
+
+    def means(self) -> dict[str, Any]:
+        """The running means of populations with batch normalisation."""
+        return self.learned.means()
+
+    def reseed(self, seed: int) -> None:
+        """Begin dropout's draws anew."""
+        self.learned.generator.manual_seed(seed)
+
+    def load(
+        self, weights: Mapping[str, Any], means: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Take over what is learned by name, and running means by population."""
         with torch.no_grad():
             for name in self.trained:
                 value = np.asarray(weights[name], dtype=np.float32)
                 self.parameter(name).copy_(torch.as_tensor(value))
+        self.learned.load(weights, means)
 
     def weights(self) -> Weights:
         """The real weights before rounding of all projections that are trained."""
         return {
-            name: self.parameter(name).detach().numpy().astype(np.float32) for name in self.trained
+            name: self.weight(name).detach().numpy().astype(np.float32) for name in self.trained
         }
+
+    def export(self) -> Network:
+        """The network as it is now, of weights, biases, decays and delays only."""
+        self.learned.clamp()
+        populations = {name: self.learned.population(name) for name in self.network.populations}
+        return replace(with_weights(self.network, self.weights()), populations=populations)
 
 
 def with_weights(network: Network, weights: Mapping[str, Any]) -> Network:

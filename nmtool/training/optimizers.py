@@ -31,7 +31,11 @@ Tensors = Mapping[str, Any]
 def make_optimizer(
     settings: config.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """An optimizer of torch for named parameters."""
+    """An optimizer of torch for named parameters.
+
+    Learned decays and delays are called ``POPULATION:current_decay`` and so on: they have learning
+    rates of their own, and no weight decay.
+    """
     kinds = {
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
@@ -39,9 +43,28 @@ def make_optimizer(
         "sgd": torch.optim.SGD,
         "rmsprop": torch.optim.RMSprop,
     }
-    values = settings.model_dump(exclude={"name", "schedule"})
-    made: torch.optim.Optimizer = kinds[settings.name](parameters.values(), **values)
+    values = settings.model_dump(exclude={"name", "schedule", "decay_lr", "delay_lr"})
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(_rates(settings, name), []).append(parameter)
+    made: torch.optim.Optimizer = kinds[settings.name](
+        [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()],
+        **values,
+    )
     return made
+
+
+def _rates(settings: config.Optimizer, name: str) -> tuple[float, float]:
+    """The learning rate and the weight decay of a parameter."""
+    _, _, key = name.rpartition(":")
+    rates = {
+        "current_decay": settings.decay_lr,
+        "voltage_decay": settings.decay_lr,
+        "delay": settings.delay_lr,
+    }
+    if key == name or key not in rates:
+        return settings.lr, settings.weight_decay
+    return rates[key] or settings.lr, 0.0
 
 
 def _moments(settings: config.Optimizer) -> Iterator[tuple[int, str]]:
@@ -59,7 +82,7 @@ def load_moments(
     moments: tuple[Tensors, Tensors],
     updates: int,
 ) -> None:
-    """Go on with the moments by projection, after so many updates; zeros are a fresh start."""
+    """Go on with the moments by parameter, after so many updates; zeros are a fresh start."""
     for name, parameter in parameters.items():
         state: dict[str, Any] = {
             key: torch.tensor(moments[place][name]).reshape(parameter.shape)
@@ -76,7 +99,7 @@ def save_moments(
     parameters: Mapping[str, torch.nn.Parameter],
     moments: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
-    """Write the moments by projection, in the shapes that ``moments`` already has."""
+    """Write the moments by parameter, in the shapes that ``moments`` already has."""
     for name, parameter in parameters.items():
         for place, key in _moments(settings):
             shape = moments[place][name].shape

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -39,8 +40,10 @@ from nmtool.quantization import (
     quantized_neuron_value,
 )
 from nmtool.training.autograd import NoisyVoltage
+from nmtool.training.learned import mean_is_free, rounded_mean
 from nmtool.training.model import Stage, States, Synapses, TrainableNetwork
 from nmtool.training.noise import Draw, noisy_thresholds
+from nmtool.training.recipe import WEIGHTS_ONLY, Recipe
 from nmtool.training.surrogates import derivative, spike
 
 
@@ -55,22 +58,31 @@ class SlayerNetwork(TrainableNetwork):
         chip: its formats are those that the forward pass rounds to.
         surrogate: the surrogate derivative.
         noise: how neurons spike by chance in a forward pass with a draw.
+        recipe: what is trained beside the weights.
 
     Raises:
-        UnsupportedError: a network that cannot be trained (``nmtool.training.model.stages``).
+        UnsupportedError: a network that cannot be trained (``nmtool.training.model.stages``), or
+            not by this recipe.
         FitError: a parameter that the chip cannot hold.
         DependencyError: lava-dl or torch is missing.
     """
 
     def __init__(
-        self, network: Network, chip: ChipSpec, surrogate: Surrogate, noise: Noise | None = None
+        self,
+        network: Network,
+        chip: ChipSpec,
+        surrogate: Surrogate,
+        noise: Noise | None = None,
+        recipe: Recipe = WEIGHTS_ONLY,
     ) -> None:
-        super().__init__(network)
+        super().__init__(network, chip, recipe)
         prepare_slayer()
         from lava.lib.dl import slayer
         from lava.lib.dl.slayer.neuron.dynamics import leaky_integrator
 
         self._shift: Callable[[torch.Tensor, int], torch.Tensor] = slayer.axon.delay
+        self._axon: Any = slayer.axon.Delay()
+        self._axon.init = True
         self._integrate: Callable[..., torch.Tensor] = leaky_integrator.dynamics
         self._chip = chip
         self._surrogate, self._noise = surrogate, noise
@@ -108,7 +120,7 @@ class SlayerNetwork(TrainableNetwork):
         """Real weights rounded to the chip's format, with the gradient of the identity."""
         if projection in self._fixed:
             return torch.from_numpy(self._fixed[projection]).to(self._dtype)
-        weight = self.parameter(projection)
+        weight = self.weight(projection)
         real = weight.detach().numpy()
         format = choose_format(projection, real, self.network.weight_bits, self._chip)
         chip = torch.from_numpy(dequantize_weights(quantize_weights(real, format), format))
@@ -137,6 +149,8 @@ class SlayerNetwork(TrainableNetwork):
 
     def states(self, x: torch.Tensor, draw: Draw | None = None) -> dict[str, States]:
         """(spikes, current, voltage before the reset) of every population, step by step."""
+        self.learned.clamp()
+        masks = self.learned.masks(len(x))
         weight = {name: self.rounded(name) for name in self.network.projections}
         sent = dict.fromkeys(self.network.inputs, x)
         result: dict[str, States] = {}
@@ -149,9 +163,10 @@ class SlayerNetwork(TrainableNetwork):
             if stage.within:
                 found = self._loop(stage, drive, weight, limit)
             else:
-                found = self._whole(stage, drive, limit)
+                found = self._whole(stage.populations[0], drive, limit)
+            found = {name: _dropped(states, masks.get(name)) for name, states in found.items()}
             result |= found
-            sent |= {name: states[0] for name, states in found.items()}
+            sent |= {name: self._sent(name, states[0]) for name, states in found.items()}
         return {name: result[name] for name in self.network.populations}
 
     def _drive(
@@ -238,31 +253,98 @@ class SlayerNetwork(TrainableNetwork):
         return spike(voltage, fires, at, self._rho[name])
 
     def _whole(
-        self, stage: Stage, drive: dict[str, torch.Tensor], limit: dict[str, torch.Tensor]
+        self, name: str, drive: dict[str, torch.Tensor], limits: dict[str, torch.Tensor]
     ) -> dict[str, States]:
         """A population of which no spike comes back, all steps at once."""
-        (name,) = stage.populations
         rest = torch.zeros(drive[name].shape[:2], dtype=self._dtype)
-        current, voltage = self._dynamics(name, drive[name], rest, rest)
-        if name in limit:
-            keep = DECAY_ONE - self._registers[name].decay_v
-            voltage = NoisyVoltage.apply(current + self._offset(name, current), keep, limit[name])
-        return {name: (self._spike(name, voltage, limit.get(name)), current, voltage)}
+        dynamics = self._apart if self.learned.recipe.of(name).apart else self._dynamics
+        limit = limits.get(name)
+        current, voltage = dynamics(name, drive[name], rest, rest, limit)
+        return {name: (self._spike(name, voltage, limit), current, voltage)}
 
     def _offset(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """The bias of a population, shape (neurons, 1)."""
         return self._bias[name].to(like.dtype)[:, None]
 
-    def _dynamics(
-        self, name: str, drive: torch.Tensor, current: torch.Tensor, voltage: torch.Tensor
+    def _apart(
+        self,
+        name: str,
+        drive: torch.Tensor,
+        current: torch.Tensor,
+        voltage: torch.Tensor,
+        limit: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Current and voltage (before the reset), from the states of the step before."""
+        """``_dynamics`` with learned decays, and the mean taken off the current."""
+        neuron, learned = self.neuron(name), self.learned
+        now = learned.quantized(name)
+        u = self._integrate(drive, self._decay(name, "current_decay", now), current, neuron.s_scale)
+        taken: Any = 0
+        if name in learned.normalized and learned.training:
+            count = learned.mean(name).numel()
+            mean = u.reshape(len(u), -1, count, u.shape[2]).mean(dim=(0, 1, 3), dtype=torch.float64)
+            exact = mean.detach().numpy()
+            learned.observe(name, exact)
+            rounded = rounded_mean(exact)
+            now = learned.quantized(name, rounded)
+            free = torch.from_numpy(mean_is_free(exact).astype(np.float64))
+            taken = torch.from_numpy(rounded) + free * (mean - mean.detach())
+            taken = taken.to(u.dtype).repeat(u.shape[1] // count)[:, None]
+            taken = taken - taken.detach()
+        bias = torch.from_numpy(now.bias / STATE_SCALE).to(u.dtype)[:, None]
+        decay = self._decay(name, "voltage_decay", now)
+        return u, self._voltage(name, u + bias - taken, decay, voltage, limit)
+
+    def _decay(self, name: str, key: str, now: QuantizedPopulation) -> torch.Tensor:
+        """A decay as lava-dl's integrator takes it: 4096 times the fraction lost."""
+        value = quantized_neuron_value(now.decay_u, now.decay_v, now.threshold)
+        register = torch.tensor([getattr(value, key) * DECAY_ONE], dtype=self._dtype)
+        learned = self.learned.values.get(f"{name}:{key}")
+        return register if learned is None else _Register.apply(learned, register)
+
+    def _sent(self, name: str, spikes: torch.Tensor) -> torch.Tensor:
+        """Spikes with the axonal delay of every neuron, if each has its own."""
+        steps = self.learned.delay(name)
+        if steps is None:
+            return spikes
+        delay = self.learned.values.get(f"{name}:delay")
+        if delay is None:
+            late = torch.from_numpy(steps).to(spikes.dtype)
+        else:
+            late = delay.to(spikes.dtype).repeat(len(steps) // delay.numel())
+        moved: torch.Tensor = torch.func.functional_call(self._axon, {"delay": late}, (spikes,))
+        return moved
+
+    def _dynamics(
+        self,
+        name: str,
+        drive: torch.Tensor,
+        current: torch.Tensor,
+        voltage: torch.Tensor,
+        limit: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Current and voltage (before the reset), from the states of the step before.
+
+        ``limit`` are the thresholds of every step that noise draws, from states of rest.
+        """
         neuron = self.neuron(name)
         u = self._integrate(drive, neuron.current_decay, current, neuron.s_scale)
+        offset = self._offset(name, u)
+        return u, self._voltage(name, u + offset, neuron.voltage_decay, voltage, limit)
+
+    def _voltage(
+        self,
+        name: str,
+        drive: torch.Tensor,
+        decay: torch.Tensor,
+        voltage: torch.Tensor,
+        limit: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if limit is not None:
+            found: torch.Tensor = NoisyVoltage.apply(drive, decay, limit)
+            return found
+        neuron = self.neuron(name)
         threshold = neuron.threshold + neuron.threshold_eps
-        return u, self._integrate(
-            u + self._offset(name, u), neuron.voltage_decay, voltage, neuron.s_scale, threshold
-        )
+        return self._integrate(drive, decay, voltage, neuron.s_scale, threshold)
 
     def _loop(
         self,
@@ -293,6 +375,30 @@ class SlayerNetwork(TrainableNetwork):
             name: tuple(torch.cat(parts, dim=2) for parts in zip(*steps, strict=True))
             for name, steps in trace.items()
         }
+
+
+class _Register(torch.autograd.Function):
+    """A register, with the gradient of the fraction lost.
+
+    lava-dl's integrator gives the derivative by the fraction that is kept, which has the other
+    sign.
+    """
+
+    @staticmethod
+    def forward(_ctx: Any, _decay: torch.Tensor, register: torch.Tensor) -> torch.Tensor:
+        return register.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: torch.Tensor) -> Any:
+        return -gradients[0], None
+
+
+def _dropped(states: States, mask: torch.Tensor | None) -> States:
+    """States whose spikes have gone through dropout."""
+    if mask is None:
+        return states
+    spikes, current, voltage = states
+    return spikes * mask.to(spikes.dtype)[..., None], current, voltage
 
 
 def _neuron(population: QuantizedPopulation, surrogate: Surrogate) -> Any:

@@ -20,9 +20,10 @@ from nmtool.formats.claims import check_arrays
 from nmtool.network import Network
 from nmtool.spikes import SpikeTrain
 from nmtool.training.losses import Objective, decide, make_objective
-from nmtool.training.model import Model, make_model, reproducible, trained, with_weights
+from nmtool.training.model import Model, make_model, reproducible
 from nmtool.training.noise import Draw
 from nmtool.training.optimizers import Schedule, load_moments, make_optimizer, save_moments
+from nmtool.training.recipe import check_loss, recipe_of
 
 SATURATED_RATE = 0.9
 EVALUATION_BATCH = 256
@@ -42,7 +43,10 @@ class Epoch:
 
 @dataclass
 class TrainingState:
-    """Everything that the rest of a training depends on: saved after every epoch."""
+    """Everything that the rest of a training depends on: saved after every epoch.
+
+    ``weights`` are all parameters by name, ``means`` the running means of batch normalisation.
+    """
 
     weights: dict[str, Any]
     first_moment: dict[str, Any]
@@ -52,14 +56,19 @@ class TrainingState:
     best_accuracy: float = -1.0
     best_epoch: int = -1
     history: list[Epoch] = field(default_factory=list)
+    means: dict[str, Any] = field(default_factory=dict)
+    best_means: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def fresh(cls, network: Network) -> TrainingState:
+    def fresh(cls, model: Model) -> TrainingState:
         """The state before the first epoch."""
-        names = trained(network)
-        weights = {n: np.asarray(network.projections[n].weight, np.float32) for n in names}
+        weights = {name: _array(p) for name, p in model.parameters_by_name().items()}
         zeros = {name: np.zeros_like(weight) for name, weight in weights.items()}
-        return cls(weights, dict(zeros), dict(zeros))
+        return cls(weights, dict(zeros), dict(zeros), means=model.means())
+
+
+def _array(parameter: torch.Tensor) -> Any:
+    return parameter.detach().numpy().astype(np.float32)
 
 
 def train(
@@ -83,9 +92,28 @@ def train(
         state: where to continue; None starts afresh.
         on_batch: called with (batches done, batches in all).
         on_epoch: called with the state after every epoch.
+
+    Raises:
+        NmtoolError: as ``prepare``, or a checkpoint of another network.
     """
     with reproducible():
         return _train(experiment, network, chip, state, on_batch, on_epoch)
+
+
+def prepare(experiment: Experiment, network: Network, chip: ChipSpec) -> tuple[Model, Objective]:
+    """The model that a training runs, and what it makes smaller.
+
+    Raises:
+        UnsupportedError: a network, a recipe or a loss that cannot be trained so.
+        FitError: a parameter that the chip cannot hold.
+        ConfigError: a regulariser of a population that the network does not have.
+        DependencyError: lava-dl is missing (slayer).
+    """
+    train, recipe = experiment.train, recipe_of(experiment)
+    objective = make_objective(train, experiment.network.readout, network)
+    check_loss(network, recipe, train.loss)
+    surrogate, noise = experiment.surrogate, train.noise
+    return make_model(network, chip, surrogate, train.engine, noise, recipe), objective
 
 
 def _train(
@@ -96,13 +124,13 @@ def _train(
     on_batch: Callable[[int, int], None] | None,
     on_epoch: Callable[[TrainingState], None] | None,
 ) -> tuple[Network, TrainingState]:
-    fresh = TrainingState.fresh(network)
+    model, objective = prepare(experiment, network, chip)
+    fresh = TrainingState.fresh(model)
     state = state or fresh
     check_jitter(experiment.data, experiment.train.jitter)
     check_arrays("the checkpoint's weights", state.weights, fresh.weights)
-    objective = make_objective(experiment.train, experiment.network.readout, network)
-    model = _model(experiment, network, chip)
-    model.load(state.weights)
+    check_arrays("the checkpoint's running means", state.means, fresh.means)
+    model.load(state.weights, state.means)
     optimizer = _optimizer(model, experiment, state)
     train_set = load_split(experiment.data, "train")
     validation = load_split(experiment.data, "validation")
@@ -115,6 +143,7 @@ def _train(
         losses: list[float] = []
         for spikes, labels, chosen in _batches(experiment, train_set, epoch):
             draw = _draw(experiment, state.updates, chosen)
+            model.reseed(_mask_seed(experiment.seed, state.updates))
             losses.append(_update(model, optimizer, objective, spikes, labels, draw))
             schedule.after_update()
             state.updates += 1
@@ -125,19 +154,20 @@ def _train(
         _remember(state, model, optimizer, experiment)
         if accuracy >= state.best_accuracy:
             state.best_accuracy, state.best_epoch = accuracy, epoch
-            state.best_weights = state.weights
+            state.best_weights, state.best_means = state.weights, state.means
         seconds = time.monotonic() - started
         state.history.append(
             Epoch(epoch, float(np.mean(losses)), accuracy, rates, warnings, seconds)
         )
         if on_epoch:
             on_epoch(state)
-    return with_weights(network, state.best_weights), state
+    model.load(state.best_weights, state.best_means)
+    return model.export(), state
 
 
-def _model(experiment: Experiment, network: Network, chip: ChipSpec) -> Model:
-    train = experiment.train
-    return make_model(network, chip, experiment.surrogate, train.engine, train.noise)
+def _mask_seed(seed: int, update: int) -> int:
+    """The seed of an update's dropout."""
+    return int(np.random.SeedSequence([seed, 2, update]).generate_state(1)[0])
 
 
 def _draw(experiment: Experiment, update: int, chosen: Any) -> Draw | None:
@@ -207,38 +237,38 @@ def _activity_warnings(rates: dict[str, float]) -> Iterator[str]:
 
 
 def _optimizer(model: Model, experiment: Experiment, state: TrainingState) -> torch.optim.Optimizer:
-    settings, parameters = experiment.train.optimizer, _parameters(model)
+    settings, parameters = experiment.train.optimizer, model.parameters_by_name()
     optimizer = make_optimizer(settings, parameters)
     moments = state.first_moment, state.second_moment
     load_moments(optimizer, settings, parameters, moments, state.updates)
     return optimizer
 
 
-def _parameters(model: Model) -> dict[str, torch.nn.Parameter]:
-    return {projection: model.parameter(projection) for projection in trained(model.network)}
-
-
 def _remember(
     state: TrainingState, model: Model, optimizer: torch.optim.Optimizer, experiment: Experiment
 ) -> None:
-    state.weights = model.weights()
+    parameters = model.parameters_by_name()
+    state.weights = {name: _array(p) for name, p in parameters.items()}
+    state.means = model.means()
     settings, moments = experiment.train.optimizer, (state.first_moment, state.second_moment)
-    save_moments(optimizer, settings, _parameters(model), moments)
+    save_moments(optimizer, settings, parameters, moments)
 
 
 def stochastic_spikes(
     experiment: Experiment, network: Network, chip: ChipSpec, samples: Samples, trial: int = 0
 ) -> torch.Tensor:
-    """Output spikes with the noise of training, shape (samples, neurons, steps).
+    """Output spikes of a trained network with the noise of training.
 
-    A trial has the same noise whenever it is repeated, another trial has another.
+    Shape (samples, neurons, steps). A trial has the same noise whenever it is repeated, another
+    trial has another.
 
     Raises:
         ConfigError: the experiment has no noise.
     """
-    if experiment.train.noise is None:
+    train = experiment.train
+    if train.noise is None:
         raise ConfigError("train.noise: found none, allowed an escape function to draw spikes from")
-    model = _model(experiment, network, chip)
+    model = make_model(network, chip, experiment.surrogate, train.engine, train.noise)
     model.train(False)
     given, n = spikes_of(samples, experiment.data), len(samples)
     parts: list[torch.Tensor] = []

@@ -69,3 +69,52 @@ def test_layers_that_do_not_fit_are_named_with_their_line(nmtool, folder, verb, 
     done = nmtool(*verb.split(), with_layers(folder, layers))
     assert done.code == 3
     assert re.search(says, done.err), done.err
+
+
+REFUSED = {
+    "dropout in a loop": (
+        "\n    - {recurrent: 16, name: hidden, dropout: 0.5}\n    - {dense: 20, name: output}\n",
+        "population hidden: found dropout in a loop",
+        4,
+    ),
+    "a learned delay of the output": (
+        "\n    - {dense: 16, name: hidden}\n    - {dense: 20, name: output, learn: [delay]}\n",
+        "population output: found a learned delay",
+        4,
+    ),
+    "a delay that the chip cannot hold": (
+        "\n    - {dense: 16, name: hidden, learn: [delay], max_delay: 999}\n"
+        "    - {dense: 20, name: output}\n",
+        "hidden.max_delay: found 999 steps",
+        5,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [*REFUSED])
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_a_recipe_that_is_refused_leaves_nothing_behind(nmtool, folder, case, option):
+    layers, says, code = REFUSED[case]
+    done = nmtool("train", with_layers(folder, layers), "-o", "refused", *option)
+    assert done.code == code
+    assert says in done.err
+    assert "Traceback" not in done.err
+    assert not (folder / "refused").exists()
+
+
+def test_normalisation_dropout_noise_and_another_surrogate_in_one_experiment(nmtool, folder):
+    layers = """
+    - {dense: 16, name: hidden, dropout: 0.2, batch_norm: true, learn: [voltage_decay, delay],
+       max_delay: 3}
+    - {dense: 20, name: output, batch_norm: true}
+"""
+    settings = ("train.weight_norm=true", "train.noise={kind: sigmoid}", "surrogate.kind=arctan")
+    options = [part for setting in settings for part in ("-s", setting)]
+    trained = nmtool("train", with_layers(folder, layers), "-o", "all", *options, "--json")
+    assert trained.code == 0, trained.err
+    assert "surrogate: found arctan with escape noise sigmoid" in trained.err
+    assert 0 <= trained.json["accuracy"]["stochastic"] <= 1
+    assert nmtool("compile", "all", "--hw", "reference").code == 0
+    done = nmtool("compare", "trainer:all", "reference", "--program", "all/program.h5", "--json")
+    assert done.code == 0, done.out + done.err
+    assert done.json["differing_spikes"] == 0

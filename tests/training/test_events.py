@@ -31,17 +31,52 @@ def gradients(model, x, wanted, draw=None):
     return found, {name: train.detach().numpy() for name, train in spikes.items()}
 
 
+def drawn(network, raster, seed):
+    """Gradients of the spikes of every population."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    return {
+        name: torch.from_numpy(rng.normal(size=(len(raster), p.size, raster.shape[2])))
+        for name, p in network.populations.items()
+    }
+
+
+def contributions(network, raster, surrogate, wanted):
+    """The sums over samples and steps that gradients are, of absolute values, by projection.
+
+    A gradient is a sum over what arrives, of the gradient there times a spike: SLAYER's in float64.
+    """
+    import torch
+
+    from nmtool.training.model import make_model
+
+    model = make_model(network, CHIP, surrogate, "slayer").double()
+    chain, total = model._chain, dict.fromkeys(model.trained, np.zeros(1))
+
+    def add(s, spikes, weight, arriving):
+        with torch.enable_grad():
+            own = weight.detach().requires_grad_()
+            (part,) = torch.autograd.grad(chain(s, spikes.detach(), own), own, arriving.abs())
+        total[s.name] = total[s.name] + part.numpy()
+
+    def watched(s, spikes, weight):
+        out = chain(s, spikes, weight)
+        if s.trained:
+            out.register_hook(lambda arriving: add(s, spikes, weight, arriving))
+        return out
+
+    model._chain = watched
+    gradients(model, torch.from_numpy(raster.astype(np.float64)), wanted)
+    return total
+
+
 def two_engines(network, raster, surrogate, seed=0, noise=None, draw=None):
     import torch
 
     from nmtool.training.model import make_model
 
-    rng = np.random.default_rng(seed)
-    shape = (len(raster), raster.shape[2])
-    wanted = {
-        name: torch.from_numpy(rng.normal(size=(shape[0], p.size, shape[1])))
-        for name, p in network.populations.items()
-    }
+    wanted = drawn(network, raster, seed)
     x = torch.from_numpy(raster.astype(np.float32))
     slayer = make_model(network, CHIP, surrogate, "slayer", noise).double()
     events = make_model(network, CHIP, surrogate, "event", noise)
@@ -58,6 +93,39 @@ def relative(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
+ROUNDINGS = 16
+"""Of a contribution on its way into a gradient: the surrogate, the steps and sums behind it.
+
+Kernels of two weights have up to 2.2 (281 networks of a convolution and a dense layer).
+"""
+
+
+@pytest.mark.parametrize(("second", "ratio"), [(1.0, 1.0), (-0.99, 199.0)])
+def test_contributions_are_gradients_where_nothing_cancels(second, ratio):
+    """Every sample is there twice; the second time its gradients cancel 99 % of the first's."""
+    import torch
+
+    from nmtool.training.model import make_model
+
+    raster = np.random.default_rng(1).random((3, 160, 40)) < 0.2
+    raster, whole = np.concatenate([raster, raster]), mixed()
+    network = Network(
+        "one",
+        whole.inputs,
+        {"first": whole.populations["first"]},
+        {"in": whole.projections["in"]},
+        ("first",),
+    )
+    wanted = np.ones((6, network.populations["first"].size, 40))
+    wanted[3:] = second
+    chosen = {"first": torch.from_numpy(wanted)}
+    model = make_model(network, CHIP, SlayerSurrogate(), "slayer").double()
+    found, _ = gradients(model, torch.from_numpy(raster.astype(np.float64)), chosen)
+    parts = contributions(network, raster, SlayerSurrogate(), chosen)
+    size = np.linalg.norm(found["in"])
+    np.testing.assert_allclose(np.linalg.norm(parts["in"]), ratio * size, rtol=1e-9)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     network=networks(),
@@ -68,13 +136,18 @@ def relative(found, expected):
     tau_grad=st.sampled_from([0.003, 0.03, 1.0]),
 )
 def test_gradients_are_slayers(network, seed, samples, steps, rate, tau_grad):
+    """To 1e-5, or to ``ROUNDINGS`` of float32 where a sum nearly cancels.
+
+    float32 rounds every contribution to a gradient by up to 2^-24 of itself. Where the
+    contributions to the two weights of a small kernel are 218 times what is left of them, the
+    rounding is 1.2e-5 of that, which is no fault of the engine's.
+    """
     (lines,) = [source.size for source in network.inputs.values()]
     raster = np.random.default_rng(seed).random((samples, lines, steps)) < rate
+    surrogate = SlayerSurrogate(tau_grad=tau_grad)
     event("a loop" if has_loop(network) else "feed-forward")
     try:
-        (found, spikes), (expected, same) = two_engines(
-            network, raster, SlayerSurrogate(tau_grad=tau_grad), seed
-        )
+        (found, spikes), (expected, same) = two_engines(network, raster, surrogate, seed)
     except FitError:
         assume(False)
     for name, train in same.items():
@@ -83,7 +156,13 @@ def test_gradients_are_slayers(network, seed, samples, steps, rate, tau_grad):
         size = np.linalg.norm(gradient)
         event("a gradient" if size else "no gradient")
         if size > 1e-30:
-            assert relative(found[name], gradient) <= 1e-5, name
+            difference, allowed = np.linalg.norm(found[name] - gradient), 1e-5 * size
+            if difference > allowed:
+                event("a gradient that cancels")
+                wanted = drawn(network, raster, seed)
+                parts = contributions(network, raster, surrogate, wanted)[name]
+                allowed = ROUNDINGS * 2.0**-24 * np.linalg.norm(parts)
+            assert difference <= allowed, name
         else:
             assert np.linalg.norm(found[name]) <= 1e-30
 

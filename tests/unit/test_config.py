@@ -176,7 +176,10 @@ def test_a_check_may_name_the_file_of_a_target():
         (["train.loss={kind: first_spike}"], "train.loss.tau: found nothing"),
         (["train.loss={kind: spike_time, true_steps: [-1]}"], "true_steps.0: found -1"),
         (["train.optimizer.name=adem"], "did you mean adam?"),
-        (["train.optimizer.momentum=0.9"], "allowed betas, eps, lr, name, schedule, weight_decay"),
+        (
+            ["train.optimizer.momentum=0.9"],
+            "allowed betas, decay_lr, delay_lr, eps, lr, name, schedule, weight_decay",
+        ),
         (["train.optimizer.betas=[0.9]"], "train.optimizer.betas: found a list"),
         (["train.optimizer.betas=[0.9, 1]"], "train.optimizer.betas.1: found 1, allowed less"),
         (["train.optimizer.schedule=stp"], "did you mean step?"),
