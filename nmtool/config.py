@@ -597,29 +597,30 @@ class OptimizerBase(Strict):
     weight_decay: Penalty = 0.0
 
 
-class Adam(OptimizerBase):
+class Moments(OptimizerBase):
+    """The decays of Adam's two moments, and what keeps its quotient finite; torch's defaults."""
+
+    betas: Betas = [0.9, 0.999]
+    eps: Rate = 1e-8
+
+
+class Adam(Moments):
     """Adam (Kingma and Ba 2015), with torch's defaults."""
 
     name: Literal["adam"]
-    betas: Betas = [0.9, 0.999]
-    eps: Rate = 1e-8
 
 
-class AdamW(OptimizerBase):
+class AdamW(Moments):
     """AdamW (Loshchilov and Hutter 2019), with torch's defaults: weights decay by themselves."""
 
     name: Literal["adamw"]
-    betas: Betas = [0.9, 0.999]
-    eps: Rate = 1e-8
     weight_decay: Penalty = 0.01
 
 
-class Adamax(OptimizerBase):
+class Adamax(Moments):
     """Adamax (Kingma and Ba 2015), with torch's defaults; DECOLLE uses betas [0, 0.95]."""
 
     name: Literal["adamax"]
-    betas: Betas = [0.9, 0.999]
-    eps: Rate = 1e-8
 
 
 class Sgd(OptimizerBase):

@@ -31,7 +31,7 @@ from nmtool.quantization import (
 from nmtool.training import dynamics, kernels
 from nmtool.training.events import Events, merged
 from nmtool.training.learned import Learned
-from nmtool.training.model import Stage, States, TrainableNetwork
+from nmtool.training.model import Model, Stage, States
 from nmtool.training.noise import Draw, compiled
 from nmtool.training.parts import PARTS, in_parts
 from nmtool.training.recipe import WEIGHTS_ONLY, Recipe
@@ -199,7 +199,7 @@ class Run:
     late: dict[str, Array] = field(default_factory=dict)
 
 
-class EventNetwork(TrainableNetwork):
+class EventNetwork(Model):
     """A Network whose forward and backward pass are compiled, stage by stage.
 
     Args:
@@ -238,22 +238,14 @@ class EventNetwork(TrainableNetwork):
         for layer in self.layers:
             _check_loop(layer, recipe)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        populations: Sequence[str] | None = None,
-        draw: Draw | None = None,
+    def spikes(
+        self, x: torch.Tensor, populations: tuple[str, ...], draw: Draw | None
     ) -> dict[str, torch.Tensor]:
-        """Spikes of the populations (all, if none are named), from input spikes.
-
-        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps). With a ``draw``
-        neurons spike by chance, without one as on the chip.
-        """
-        names = tuple(self.network.populations if populations is None else populations)
+        """Spikes of the populations, shape (samples, neurons, steps)."""
         self.learned.clamp()
         weights = [self.weight(name) for name in self.trained]
-        spikes = _Pass.apply(self, names, x, draw, *weights, *self.learned.dynamic.values())
-        return {name: s.permute(0, 2, 1) for name, s in zip(names, spikes, strict=True)}
+        spikes = _Pass.apply(self, populations, x, draw, *weights, *self.learned.dynamic.values())
+        return {name: s.permute(0, 2, 1) for name, s in zip(populations, spikes, strict=True)}
 
     def states(self, x: torch.Tensor) -> dict[str, States]:
         """(spikes, current, voltage before the reset) of every population, in real units."""

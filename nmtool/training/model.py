@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,54 +24,6 @@ from nmtool.training.recipe import WEIGHTS_ONLY, Recipe, check_recipe, without_o
 
 States: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
-
-
-class Model(Protocol):
-    """A Network that can be trained: a torch module with real weights by projection."""
-
-    network: Network
-
-    def __call__(
-        self,
-        x: torch.Tensor,
-        populations: Sequence[str] | None = None,
-        draw: Draw | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Spikes of the populations (all, if none are named) from input spikes.
-
-        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps). With a ``draw``
-        neurons spike by chance, without one as on the chip.
-        """
-
-    def states(self, x: torch.Tensor) -> dict[str, States]:
-        """(spikes, current, voltage before the reset) of every population, in real units."""
-
-    def parameter(self, projection: str) -> torch.nn.Parameter:
-        """The real weights of a projection before rounding, in the shape of its operation.
-
-        With weight normalisation their direction.
-        """
-
-    def parameters_by_name(self) -> dict[str, torch.nn.Parameter]:
-        """All that is learned: weights by projection, then what ``Learned`` names."""
-
-    def means(self) -> dict[str, Any]:
-        """The running means of populations with batch normalisation."""
-
-    def reseed(self, seed: int) -> None:
-        """Begin dropout's draws anew."""
-
-    def export(self) -> Network:
-        """The network as it is now, of weights, biases, decays and delays only."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Switch to training, or back."""
-
-    def load(self, weights: Mapping[str, Any], means: Mapping[str, Any] = ...) -> None:
-        """Take over what is learned by name, and running means by population."""
-
-    def weights(self) -> Weights:
-        """The real weights before rounding of all projections that are trained."""
 
 
 def make_model(
@@ -246,8 +198,10 @@ def _ordered(network: Network) -> list[tuple[str, ...]]:
     return [tuple(n for n, k in zip(names, loop, strict=True) if k == at) for at in order]
 
 
-class TrainableNetwork(torch.nn.Module):
-    """A Network, its stages in order, and the real weights that training changes.
+class Model(torch.nn.Module):
+    """A Network that can be trained: its stages in order, and what training changes.
+
+    An engine adds ``spikes`` and ``states``.
 
     Raises:
         UnsupportedError: a network that cannot be trained.
@@ -265,6 +219,30 @@ class TrainableNetwork(torch.nn.Module):
             for name in self.trained
         )
         self.learned = Learned(network, self.trained, chip, recipe)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        populations: Sequence[str] | None = None,
+        draw: Draw | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Spikes of the populations (all, if none are named) from input spikes.
+
+        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps). With a ``draw``
+        neurons spike by chance, without one as on the chip.
+        """
+        names = self.network.populations if populations is None else populations
+        return self.spikes(x, tuple(names), draw)
+
+    def spikes(
+        self, x: torch.Tensor, populations: tuple[str, ...], draw: Draw | None
+    ) -> dict[str, torch.Tensor]:
+        """``forward`` of an engine."""
+        raise NotImplementedError
+
+    def states(self, x: torch.Tensor) -> dict[str, States]:
+        """(spikes, current, voltage before the reset) of every population, in real units."""
+        raise NotImplementedError
 
     def parameter(self, projection: str) -> torch.nn.Parameter:
         """The real weights of a projection before rounding, in the shape of its operation.

@@ -41,13 +41,13 @@ from nmtool.quantization import (
 )
 from nmtool.training.autograd import NoisyVoltage
 from nmtool.training.learned import mean_is_free, rounded_mean
-from nmtool.training.model import Stage, States, Synapses, TrainableNetwork
+from nmtool.training.model import Model, Stage, States, Synapses
 from nmtool.training.noise import Draw, noisy_thresholds
 from nmtool.training.recipe import WEIGHTS_ONLY, Recipe
 from nmtool.training.surrogates import derivative, spike
 
 
-class SlayerNetwork(TrainableNetwork):
+class SlayerNetwork(Model):
     """A Network of lava-dl's CUBA neurons, and its synapses for dense weights and convolutions.
 
     Populations of a loop run step by step, as in lava-dl's recurrent block: gradients go back
@@ -132,20 +132,12 @@ class SlayerNetwork(TrainableNetwork):
         dtype: torch.dtype = neuron.current_state.dtype
         return dtype
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        populations: Sequence[str] | None = None,
-        draw: Draw | None = None,
+    def spikes(
+        self, x: torch.Tensor, populations: tuple[str, ...], draw: Draw | None
     ) -> dict[str, torch.Tensor]:
-        """Spikes of the populations (all, if none are named), from input spikes.
-
-        Shapes: (samples, neurons, steps), ``x`` (samples, input lines, steps). With a ``draw``
-        neurons spike by chance, without one as on the chip.
-        """
-        names = self.network.populations if populations is None else populations
+        """Spikes of the populations, shape (samples, neurons, steps)."""
         states = self.states(x, draw)
-        return {name: states[name][0] for name in names}
+        return {name: states[name][0] for name in populations}
 
     def states(self, x: torch.Tensor, draw: Draw | None = None) -> dict[str, States]:
         """(spikes, current, voltage before the reset) of every population, step by step."""
