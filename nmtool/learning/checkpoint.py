@@ -13,6 +13,7 @@ from nmtool.errors import ArtifactError
 from nmtool.formats.artifacts import DAMAGE
 from nmtool.formats.claims import build, check_arrays
 from nmtool.formats.container import Array, Container, read_container, write_container
+from nmtool.learning.board import Spent
 from nmtool.learning.host import HostState
 from nmtool.learning.loop import LoopState, Round
 
@@ -30,7 +31,7 @@ def save_state(path: Path, state: LoopState, key: str) -> None:
         "updates": state.host.updates,
         "best_accuracy": state.best_accuracy,
         "best_round": state.best_round,
-        "runs": state.runs,
+        "spent": asdict(state.spent),
         "history": [asdict(entry) for entry in state.history],
     }
     write_container(path, Container(SCHEMA, header, arrays))
@@ -58,12 +59,13 @@ def load_state(path: Path, key: str) -> LoopState:
         }
 
     try:
-        keys = ("best_accuracy", "best_round", "runs")
+        keys = ("best_accuracy", "best_round")
         host = {"shadow": group("shadow"), "first": group("first"), "second": group("second")}
         values = {
             "host": build(HostState, {**host, "updates": header["updates"]}),
             "best": group("best"),
             "masks": group("masks"),
+            "spent": build(Spent, header["spent"]),
             "history": [build(Round, entry) for entry in header["history"]],
             **{key: header[key] for key in keys},
         }
@@ -83,7 +85,7 @@ def check_state(path: Path, state: LoopState, program: Program, fresh: LoopState
     wanted["masks"] = {n: np.empty(sizes[n]) for n in state.masks if n in sizes}
     for group, arrays in found.items():
         check_arrays(f"{path}: {group}", arrays, wanted[group])
-    counts = [state.runs, *state.host.updates.values()]
+    counts = [state.spent.runs, state.spent.writes, *state.host.updates.values()]
     if set(state.host.updates) != set(fresh.host.updates) or not all(
         isinstance(count, int) and count >= 0 for count in counts
     ):

@@ -21,7 +21,8 @@ reset and the layer's input are detached.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,8 +37,16 @@ from nmtool.fixedpoint import (
     fires,
     voltage_step,
 )
-from nmtool.quantization import STATE_SCALE, QuantizedPopulation, QuantizedProjection
-from nmtool.training.surrogates import Derivative
+from nmtool.learning.rule import Batch, Gradients, Setting
+from nmtool.learning.twin import Twin
+from nmtool.quantization import (
+    STATE_SCALE,
+    WEIGHT_SCALE,
+    QuantizedNetwork,
+    QuantizedPopulation,
+    QuantizedProjection,
+)
+from nmtool.training.surrogates import Derivative, derivative
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,70 @@ def gradient(error: FloatArray, derivative: FloatArray, trace: FloatArray) -> Fl
     """
     local = derivative * error[:, :, None]
     return np.asarray(np.tensordot(local, trace, axes=((0, 2), (0, 2))))
+
+
+@dataclass(frozen=True, eq=False)
+class Dcll:
+    """The rule: local readouts and surrogate derivatives by population."""
+
+    readouts: Mapping[str, LocalReadout]
+    derivatives: Mapping[str, Derivative]
+
+    @classmethod
+    def make(cls, setting: Setting) -> Dcll:
+        """Draw the local readouts of a program.
+
+        The surrogate's height becomes 1: it is part of the learning rate.
+        """
+        twin, experiment = setting.twin, setting.experiment
+        net, readout, scale = twin.network, experiment.network.readout, experiment.finetune.scale
+        output = net.outputs[0]
+        n_classes = net.populations[output].size // readout.neurons_per_class
+        readouts: dict[str, LocalReadout] = {}
+        for index, name in enumerate(twin.program.order):
+            rng = np.random.default_rng([experiment.seed, 3, index])
+            size = net.populations[name].size
+            readouts[name] = (
+                class_readout(size, readout.neurons_per_class, scale)
+                if name == output
+                else random_readout(size, n_classes, scale, rng)
+            )
+        derivatives = {
+            name: replace(
+                derivative(twin.surrogate, population.threshold / WEIGHT_SCALE, twin.noise),
+                peak=1.0,
+            )
+            for name, population in net.populations.items()
+        }
+        return cls(readouts, derivatives)
+
+    def gradients(self, twin: Twin, batch: Batch, learning: Collection[str]) -> Gradients:
+        """Gradients of the projections into the populations that are ``learning``."""
+        net, found, loss = twin.network, dict[str, FloatArray](), 0.0
+        done = twin.replay(batch.inputs, batch.measured)
+        spikes = {twin.input: batch.inputs, **{n: d.spikes for n, d in done.items()}}
+        for name in learning:
+            population = net.populations[name]
+            error, own = self.readouts[name].error(spikes[name].sum(axis=2), batch.labels)
+            if name in net.outputs:
+                loss = own
+            slope = surrogate(done[name].voltage, population.threshold, self.derivatives[name])
+            error = error * batch.healthy.get(name, 1.0)
+            for projection, afferent in afferents(net, name, spikes).items():
+                trace = presynaptic_trace(afferent.spikes, population, afferent.delay)
+                found[projection] = gradient(error, slope, trace)
+        return Gradients(found, loss)
+
+
+def afferents(
+    net: QuantizedNetwork, population: str, spikes: Mapping[str, BoolArray]
+) -> dict[str, Afferent]:
+    """What feeds a population, with the spikes of every source."""
+    return {
+        name: Afferent(p, spikes[p.source], int(net.axonal_delay(p.source)))
+        for name, p in net.projections.items()
+        if p.target == population
+    }
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from nmtool.chip import SynapseFormat
 from nmtool.compiler import Program
-from nmtool.config import Noise, Readout, Surrogate
-from nmtool.errors import UnsupportedError
-from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
-from nmtool.learning.dcll import (
-    Afferent,
-    LocalReadout,
-    class_readout,
-    find_suspects,
-    gradient,
-    presynaptic_trace,
-    random_readout,
-    replay,
-    surrogate,
-)
-from nmtool.network import beyond_dense_cuba
+from nmtool.fixedpoint import FloatArray, IntArray
+from nmtool.learning.dcll import Suspects, find_suspects
+from nmtool.learning.rule import Batch, Rule
+from nmtool.learning.twin import Twin
 from nmtool.quantization import WEIGHT_SCALE, quantize_weights
-from nmtool.training.surrogates import Derivative, derivative
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -51,136 +40,54 @@ class HostState:
 
 @dataclass(frozen=True, eq=False)
 class Host:
-    """What stays the same while the host learns: local readouts, surrogate derivatives.
+    """What turns measured spikes into weights: a rule, and an optimizer of the shadow weights."""
 
-    Raises:
-        UnsupportedError: recurrent projections, or more than CUBA neurons, dense weights and one
-            delay a projection.
-    """
-
-    program: Program
-    readouts: Mapping[str, LocalReadout]
-    derivatives: Mapping[str, Derivative]
-    masks: dict[str, FloatArray] = field(default_factory=dict)
-
-    @classmethod
-    def make(
-        cls,
-        program: Program,
-        readout: Readout,
-        surrogate: Surrogate,
-        scale: float,
-        seed: int,
-        noise: Noise | None = None,
-    ) -> Host:
-        """Draw the local readouts of a program.
-
-        The surrogate's height becomes 1: it is part of the learning rate. ``noise`` is what the
-        surrogate ``escape`` is the derivative of.
-        """
-        net = program.network
-        _check(program)
-        output = net.outputs[0]
-        n_classes = net.populations[output].size // readout.neurons_per_class
-        readouts: dict[str, LocalReadout] = {}
-        for index, name in enumerate(program.order):
-            rng = np.random.default_rng([seed, 3, index])
-            size = net.populations[name].size
-            readouts[name] = (
-                class_readout(size, readout.neurons_per_class, scale)
-                if name == output
-                else random_readout(size, n_classes, scale, rng)
-            )
-        derivatives = {
-            name: replace(
-                derivative(surrogate, population.threshold / WEIGHT_SCALE, noise), peak=1.0
-            )
-            for name, population in net.populations.items()
-        }
-        return cls(program, readouts, derivatives)
+    twin: Twin
+    rule: Rule
 
     def update(
         self,
         state: HostState,
         deployed: Program,
-        measured: Mapping[str, BoolArray],
-        labels: IntArray,
+        batch: Batch,
         learning: Collection[str],
         rates: Mapping[str, float],
     ) -> float:
-        """One step of local learning from measured spikes; returns the output layer's loss.
+        """One step of learning; returns the loss.
 
-        ``measured`` has the spikes of inputs and populations, shape (samples, neurons, steps);
-        ``learning`` names the populations whose afferent weights change, at their ``rates``.
+        ``learning`` names the populations whose afferent weights change, at their ``rates``;
+        ``deployed`` is what ran.
         """
-        loss = 0.0
-        for name in learning:
-            population = deployed.network.populations[name]
-            afferents = self.afferents(deployed, name, measured)
-            voltage = replay(population, list(afferents.values()), measured[name])
-            error, loss_here = self.readouts[name].error(measured[name].sum(axis=2), labels)
-            if name in deployed.network.outputs:
-                loss = loss_here
-            slope = surrogate(voltage, population.threshold, self.derivatives[name])
-            error = error * self.masks.get(name, 1.0)
-            for projection, afferent in afferents.items():
-                trace = presynaptic_trace(afferent.spikes, population, afferent.delay)
-                change = gradient(error, slope, trace)
-                _adam(state, projection, change, rates[name])
-                self._keep_in_range(state, projection)
-        return loss
+        self.twin.deploy(deployed)
+        found = self.rule.gradients(self.twin, batch, learning)
+        for name, gradient in found.weights.items():
+            projection = deployed.network.projections[name]
+            _adam(state, name, gradient, rates[projection.target])
+            _keep_in_range(state.shadow[name], projection.format)
+        return found.loss
 
-    def afferents(
-        self, deployed: Program, population: str, measured: Mapping[str, BoolArray]
-    ) -> dict[str, Afferent]:
-        """What feeds a population, with the measured spikes of every source."""
-        net = deployed.network
+    def suspect(self, deployed: Program, batch: Batch) -> dict[str, Suspects]:
+        """The neurons of each population that look dead or stuck."""
+        self.twin.deploy(deployed)
+        done = self.twin.replay(batch.inputs, batch.measured)
+        populations = deployed.network.populations
         return {
-            name: Afferent(
-                projection,
-                measured[projection.source],
-                int(net.axonal_delay(projection.source)),
-            )
-            for name, projection in net.projections.items()
-            if projection.target == population
+            name: find_suspects(populations[name], done[name].voltage, done[name].spikes)
+            for name in deployed.order
         }
-
-    def suspect(self, deployed: Program, measured: Mapping[str, BoolArray]) -> dict[str, list[int]]:
-        """Mask the neurons that look dead or stuck; returns how many of each per population."""
-        found: dict[str, list[int]] = {}
-        for name in deployed.order:
-            population = deployed.network.populations[name]
-            afferents = list(self.afferents(deployed, name, measured).values())
-            voltage = replay(population, afferents, measured[name])
-            suspects = find_suspects(population, voltage, measured[name])
-            self.masks[name] = suspects.healthy
-            found[name] = [int(suspects.dead.sum()), int(suspects.stuck.sum())]
-        return found
 
     def mantissas(self, state: HostState) -> dict[str, IntArray]:
         """The shadow weights rounded to the frozen format of each projection."""
+        projections = self.twin.network.projections
         return {
-            name: quantize_weights(state.shadow[name], projection.format)
-            for name, projection in self.program.network.projections.items()
+            name: quantize_weights(shadow, projections[name].format)
+            for name, shadow in state.shadow.items()
         }
 
-    def _keep_in_range(self, state: HostState, projection: str) -> None:
-        format = self.program.network.projections[projection].format
-        unit = 2.0**format.exponent / WEIGHT_SCALE
-        shadow = state.shadow[projection]
-        np.clip(shadow, format.minimum * unit, format.maximum * unit, out=shadow)
 
-
-def _check(program: Program) -> None:
-    net = program.network
-    for problem in beyond_dense_cuba(net.inputs, net.populations, net.projections):
-        raise UnsupportedError(f"{problem} in dcll")
-    place = {name: index for index, name in enumerate(program.order)}
-    for name, projection in net.projections.items():
-        if place.get(projection.source, -1) >= place[projection.target]:
-            raise UnsupportedError(
-                f"projection {name}: found a recurrent projection, dcll allows feed-forward ones"
-            )
+def _keep_in_range(shadow: FloatArray, format: SynapseFormat) -> None:
+    unit = 2.0**format.exponent / WEIGHT_SCALE
+    np.clip(shadow, format.minimum * unit, format.maximum * unit, out=shadow)
 
 
 def _adam(state: HostState, name: str, change: FloatArray, rate: float) -> None:

@@ -10,14 +10,19 @@ from typing import Literal
 import numpy as np
 
 from nmtool.backends.base import Session
+from nmtool.chip import ChipSpec, load_chip
 from nmtool.compiler import Program
 from nmtool.config import Experiment
 from nmtool.data import Samples, load_split, spikes_of
-from nmtool.errors import ArtifactError
 from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
+from nmtool.learning.board import Board, Spent
 from nmtool.learning.host import Host, HostState
+from nmtool.learning.rule import Batch, Setting
+from nmtool.learning.rules import make_rule
+from nmtool.learning.twin import Twin
 from nmtool.measure import predict
 from nmtool.spikes import SpikeTrain
+from nmtool.training.injection import Measured
 
 Layers = Literal["readout", "all"]
 
@@ -40,8 +45,8 @@ class Round:
 class LoopState:
     """Everything that the rest of a loop depends on: saved after every round.
 
-    ``masks`` are 0 for neurons that look dead or stuck. ``runs`` counts the runs on the target, by
-    which transient faults of a simulator are drawn.
+    ``masks`` are 0 for neurons that look dead or stuck. The runs that were ``spent`` number
+    those of a target, by which transient faults of a simulator are drawn.
     """
 
     host: HostState
@@ -49,7 +54,7 @@ class LoopState:
     best_accuracy: float = -1.0
     best_round: int = -1
     masks: dict[str, FloatArray] = field(default_factory=dict)
-    runs: int = 0
+    spent: Spent = field(default_factory=Spent)
     history: list[Round] = field(default_factory=list)
 
     @classmethod
@@ -71,6 +76,7 @@ class Loop:
         state: where to begin or to continue.
         on_batch: called after every batch.
         on_round: called with the state after every round.
+        chip: the target's; found by its name unless given.
     """
 
     experiment: Experiment
@@ -80,17 +86,14 @@ class Loop:
     state: LoopState
     on_batch: Callable[[], None] = lambda: None
     on_round: Callable[[LoopState], None] = lambda state: None
+    chip: ChipSpec | None = None
 
     def __post_init__(self) -> None:
-        config = self.experiment.finetune
-        self._host = Host.make(
-            self.program,
-            self.experiment.network.readout,
-            self.experiment.surrogate,
-            config.scale,
-            self.experiment.seed,
-            self.experiment.train.noise,
-        )
+        chip = self.chip or load_chip(self.program.chip)
+        twin = Twin(self.program, chip, self.experiment.surrogate, self.experiment.train.noise)
+        rule = make_rule(self.experiment.finetune.rule, Setting(twin, self.experiment))
+        self._host = Host(twin, rule)
+        self._board = Board(self.session, spent=self.state.spent)
         self._train = _Split.load(self.experiment, self.program, "train")
         self._validation = _Split.load(self.experiment, self.program, "validation")
 
@@ -99,20 +102,16 @@ class Loop:
         self._write()
         if not self.state.history:
             self._finish_round(None, 0)
-        else:
-            self._host.masks.update(self.state.masks)
         while len(self.state.history) <= self.experiment.finetune.rounds:
             losses, written = self._learn_round(len(self.state.history) - 1)
             self._finish_round(float(np.mean(losses)), written)
-        best = self.program.with_weights(self.state.best)
-        for name, mantissa in self.state.best.items():
-            self.session.write_weights(name, mantissa)
-        return best
+        self._board.write(self.state.best)
+        return self.program.with_weights(self.state.best)
 
     def accuracy(self, split: str) -> float:
         """Accuracy (a fraction) of the weights that are on the target now."""
         samples = _Split.load(self.experiment, self.program, split)
-        return samples.accuracy(self.experiment, self._measure(samples.raster))
+        return samples.accuracy(self.experiment, self._board.run(samples.raster))
 
     def _learn_round(self, index: int) -> tuple[list[float], int]:
         config = self.experiment.finetune
@@ -123,12 +122,9 @@ class Loop:
         losses, written = [], 0
         for start in range(0, len(order), config.batch):
             chosen = order[start : start + config.batch]
-            measured = self._measure(self._train.raster[chosen])
-            labels = self._train.samples.labels[chosen]
+            batch = self._measure(self._train, chosen)
             rates = self._rates(index + start / len(order))
-            loss = self._host.update(
-                self.state.host, self.session.program, measured, labels, learning, rates
-            )
+            loss = self._host.update(self.state.host, self._board.program, batch, learning, rates)
             losses.append(loss)
             written += self._write()
             self.on_batch()
@@ -152,32 +148,17 @@ class Loop:
 
     def _write(self) -> int:
         """Write the weights that changed; returns their number."""
-        written = 0
-        for name, mantissa in self._host.mantissas(self.state.host).items():
-            deployed = self.session.program.network.projections[name].weight_mantissa
-            if not np.array_equal(mantissa, deployed):
-                written += self.session.write_weights(name, mantissa)
-        return written
+        return self._board.write(self._host.mantissas(self.state.host))
 
-    def _measure(self, raster: BoolArray) -> dict[str, BoolArray]:
-        """Spikes of the input and of every population, shape (samples, neurons, steps)."""
-        recording = self.session.run(SpikeTrain.from_raster(raster), probe="spikes")
-        self.state.runs += 1
-        missing = [n for n in self.program.order if n not in recording.spikes]
-        if missing:
-            raise ArtifactError(f"measured spikes: found none of {missing}, allowed no missing one")
-        if recording.n_steps < raster.shape[2]:
-            raise ArtifactError(
-                f"measured spikes: found {recording.n_steps} steps of each sample, allowed "
-                f"{raster.shape[2]}; what was not recorded teaches nothing"
-            )
-        source = next(iter(self.program.network.inputs))
-        return {source: raster, **{n: t.batch() for n, t in recording.spikes.items()}}
+    def _measure(self, split: _Split, chosen: IntArray | slice = slice(None)) -> Batch:
+        """Run samples on the target."""
+        inputs, labels = split.raster[chosen], split.samples.labels[chosen]
+        return Batch(inputs, labels, self._board.run(inputs), self.state.masks)
 
     def _finish_round(self, loss: float | None, written: int) -> None:
-        measured = self._measure(self._validation.raster)
-        accuracy = self._validation.accuracy(self.experiment, measured)
-        suspects = self._mask_suspects(measured)
+        batch = self._measure(self._validation)
+        accuracy = self._validation.accuracy(self.experiment, batch.measured)
+        suspects = self._mask_suspects(batch)
         index = len(self.state.history)
         self.state.history.append(Round(index, accuracy, loss, written, suspects))
         if accuracy >= self.state.best_accuracy:
@@ -186,10 +167,10 @@ class Loop:
             self.state.best = {name: p.weight_mantissa for name, p in deployed.items()}
         self.on_round(self.state)
 
-    def _mask_suspects(self, measured: Mapping[str, BoolArray]) -> dict[str, list[int]]:
-        found = self._host.suspect(self.session.program, measured)
-        self.state.masks = dict(self._host.masks)
-        return found
+    def _mask_suspects(self, batch: Batch) -> dict[str, list[int]]:
+        found = self._host.suspect(self._board.program, batch)
+        self.state.masks = {name: suspects.healthy for name, suspects in found.items()}
+        return {name: [int(s.dead.sum()), int(s.stuck.sum())] for name, s in found.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +187,7 @@ class _Split:
         raster = spikes_of(samples, experiment.data).batch()
         return cls(samples, raster, program.network.outputs[0])
 
-    def accuracy(self, experiment: Experiment, measured: Mapping[str, BoolArray]) -> float:
-        output = SpikeTrain.from_raster(measured[self.output])
+    def accuracy(self, experiment: Experiment, measured: Mapping[str, Measured]) -> float:
+        output = SpikeTrain.from_raster(measured[self.output].spikes)
         classes = predict(output, experiment.network.readout)
         return float(np.mean(classes == self.samples.labels))

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from nmtool import formats
 from nmtool.backends import open_session
-from nmtool.chip import HardwareConfig
+from nmtool.chip import HardwareConfig, load_chip
 from nmtool.compiler import Program
 from nmtool.config import Experiment
 from nmtool.fixedpoint import FloatArray
@@ -127,7 +127,9 @@ class Study:
         """Test accuracy of a program on a target."""
         with open_session(program, target) as session:
             state = LoopState.start(program, self.shadow)
-            return Loop(self.experiment, program, session, "all", state).accuracy("test")
+            chip = load_chip(self.hardware.chip)
+            loop = Loop(self.experiment, program, session, "all", state, chip=chip)
+            return loop.accuracy("test")
 
     def _learn(self, name: str, target: HardwareConfig, layers: Layers) -> tuple[Program, float]:
         """One loop, from its checkpoint if there is one; the learned program, its accuracy."""
@@ -147,7 +149,7 @@ class Study:
             self.progress(self._done, self._total, name)
 
         if target.faults:
-            target = target.with_faults(first_run=state.runs)
+            target = target.with_faults(first_run=state.spent.runs)
         with open_session(self.program, target) as session:
             loop = Loop(
                 self.experiment,
@@ -157,6 +159,7 @@ class Study:
                 state,
                 on_batch,
                 lambda current: save_state(checkpoint, current, key),
+                load_chip(self.hardware.chip),
             )
             learned = loop.run()
             accuracy = loop.accuracy("test")

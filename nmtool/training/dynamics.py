@@ -53,12 +53,14 @@ def fire(
     neuron: Any,
     escape: Any,
     keys: Any,
+    levels: Any,
     voltage: Any,
     spikes: Any,
 ) -> int:
     """Voltages before the reset, and spikes, of samples ``first`` to ``last`` from currents.
 
-    With an ``escape`` function neurons spike by chance, by ``keys`` (1, samples).
+    With an ``escape`` function neurons spike by chance, by ``keys`` (1, samples). ``levels``,
+    if it has steps, has the thresholds of every step.
     """
     v = np.zeros(current.shape[2], dtype=np.int32)
     large = np.int32(0)
@@ -69,6 +71,8 @@ def fire(
         for t in range(current.shape[1]):
             if escape.kind != NO_NOISE:
                 thresholds(escape, keys[0, b], t, 0, threshold, limit)
+            if levels.shape[1] > 0:
+                limit[:] = levels[b, t]
             for j in range(v.size):
                 state = np.int32(kernels._decayed(v[j], keep[j]) + current[b, t, j] + bias[j])
                 large = np.int32(large | abs(state))
@@ -136,12 +140,12 @@ def forward(
     parts: Sequence[tuple[float, Drive]],
     registers: Callable[[Any], Array],
     surrogate: tuple[int, Array],
-    chance: tuple[Escape, Array],
+    chance: tuple[Escape, Array, Array],
 ) -> tuple[Apart, Array, Array, bool]:
     """A population from the sources in ``parts``, each with what its spikes are multiplied by.
 
     ``surrogate`` is the shape and the numbers of ``kernels.backward``, ``chance`` the escape
-    function and keys of ``fire``.
+    function, keys and levels of ``fire``.
 
     Returns:
         What it left behind, voltages, spikes, and whether a state grew too large.

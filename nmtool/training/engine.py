@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from nmtool.chip import ChipSpec
+from nmtool.chip import ChipSpec, SynapseFormat
 from nmtool.config import Noise, SlayerSurrogate, Surrogate
 from nmtool.errors import FitError, UnsupportedError
 from nmtool.fixedpoint import ALIGN_BITS, CURRENT_DECAY_OFFSET, DECAY_ONE
@@ -30,6 +31,7 @@ from nmtool.quantization import (
 )
 from nmtool.training import dynamics, kernels
 from nmtool.training.events import Events, merged
+from nmtool.training.injection import Measured
 from nmtool.training.learned import Learned
 from nmtool.training.model import Model, Stage, States
 from nmtool.training.noise import Draw, compiled
@@ -41,8 +43,11 @@ from nmtool.training.surrogates import Derivative, derivative
 from nmtool.training.wires import Rows, Wire, joined, one_thread, wire
 
 Array: TypeAlias = npt.NDArray[Any]
-Chance: TypeAlias = tuple[Escape, Array]
-"""An escape function, and keys (populations, samples)."""
+Chance: TypeAlias = tuple[Escape, Array, Array]
+"""An escape function, keys (populations, samples), thresholds (samples, steps or 0, neurons)."""
+
+THRESHOLD = 2
+"""Which of the registers of a layer holds the threshold."""
 
 THRESHOLD_EPSILON = 0.01
 """SLAYER's surrogate sits this much above the threshold, in units of 1/4096 (lava-dl)."""
@@ -160,7 +165,7 @@ def _registers(population: QuantizedPopulation) -> Array:
     registers = np.empty((4, population.size), dtype=np.int32)
     registers[0] = DECAY_ONE - population.decay_u - CURRENT_DECAY_OFFSET
     registers[1] = DECAY_ONE - population.decay_v
-    registers[2] = population.threshold << ALIGN_BITS
+    registers[THRESHOLD] = population.threshold << ALIGN_BITS
     registers[3] = population.bias
     return registers
 
@@ -208,6 +213,8 @@ class EventNetwork(Model):
         surrogate: the surrogate derivative.
         noise: how neurons spike by chance in a forward pass with a draw.
         recipe: what is trained beside the weights.
+        formats: of projections whose weights are rounded to one that does not change; others get
+            the closest to their weights at every pass.
 
     Raises:
         UnsupportedError: a network that cannot be trained (``nmtool.training.model.stages``), or
@@ -222,11 +229,15 @@ class EventNetwork(Model):
         surrogate: Surrogate,
         noise: Noise | None = None,
         recipe: Recipe = WEIGHTS_ONLY,
+        formats: Mapping[str, SynapseFormat] = MappingProxyType({}),
     ) -> None:
         super().__init__(network, chip, recipe)
-        self._chip, self._noise = chip, noise
+        self._chip, self._noise, self._formats = chip, noise, formats
         quantized = quantize(network, chip)
         self.layers = [_layer(stage, quantized, surrogate, noise) for stage in self.stages]
+        self._thresholds = {
+            name: _registers(p)[THRESHOLD] for name, p in quantized.populations.items()
+        }
         fixed = (w for layer in self.layers for w in layer.wires if not w.synapses.trained)
         self._fixed = {w.synapses.name: _fixed(quantized, w) for w in fixed}
         self._sources = {
@@ -242,9 +253,25 @@ class EventNetwork(Model):
         self, x: torch.Tensor, populations: tuple[str, ...], draw: Draw | None
     ) -> dict[str, torch.Tensor]:
         """Spikes of the populations, shape (samples, neurons, steps)."""
+        return self._spikes(x, populations, draw, {})
+
+    def injected(
+        self, x: torch.Tensor, populations: tuple[str, ...], measured: Mapping[str, Measured]
+    ) -> dict[str, torch.Tensor]:
+        """``spikes``, with measured ones in place of the model's; see ``training.injection``."""
+        return self._spikes(x, populations, None, measured)
+
+    def _spikes(
+        self,
+        x: torch.Tensor,
+        populations: tuple[str, ...],
+        draw: Draw | None,
+        measured: Mapping[str, Measured],
+    ) -> dict[str, torch.Tensor]:
         self.learned.clamp()
         weights = [self.weight(name) for name in self.trained]
-        spikes = _Pass.apply(self, populations, x, draw, *weights, *self.learned.dynamic.values())
+        changing = self.learned.dynamic.values()
+        spikes = _Pass.apply(self, populations, x, draw, measured, *weights, *changing)
         return {name: s.permute(0, 2, 1) for name, s in zip(populations, spikes, strict=True)}
 
     def states(self, x: torch.Tensor) -> dict[str, States]:
@@ -266,8 +293,9 @@ class EventNetwork(Model):
         spikes_of: Sequence[str],
         draw: Draw | None = None,
         keep_current: bool = False,
+        measured: Mapping[str, Measured] = MappingProxyType({}),
     ) -> Run:
-        """The integer forward pass.
+        """The integer forward pass; ``measured`` is what takes the place of the model's spikes.
 
         Raises:
             FitError: a state left the numbers that the sums can hold.
@@ -283,7 +311,7 @@ class EventNetwork(Model):
                     run.weight[w.synapses.name] = self._rounded(w, fed.block(w, len(x)))
             for w in layer.incoming:
                 run.arrived[w.synapses.name] = w.arriving(sent[w.synapses.source])
-            chance = self._chance(layer, len(x), draw)
+            chance = self._chance(layer, x.shape, draw, measured)
             if parts is None:
                 current, voltage, spikes = _run_layer(layer, run, x.shape, chance, keep_current)
             else:
@@ -291,6 +319,8 @@ class EventNetwork(Model):
             run.voltage.append(voltage)
             run.current.append(current)
             for name, part in layer.slices.items():
+                if name in measured:
+                    measured[name].put_voltage(voltage[..., part])
                 own, sending = self._outgoing(name, spikes[..., part], run)
                 if name in spikes_of:
                     run.spikes[name] = own
@@ -300,12 +330,27 @@ class EventNetwork(Model):
                 run.arrived[w.synapses.name] = sent[w.synapses.source]
         return run
 
-    def _chance(self, layer: Layer, samples: int, draw: Draw | None) -> Chance:
+    def _chance(
+        self,
+        layer: Layer,
+        size: Sequence[int],
+        draw: Draw | None,
+        measured: Mapping[str, Measured],
+    ) -> Chance:
         """How a layer's neurons spike in a forward pass."""
-        if draw is None:
-            return _certain(layer, samples)
-        names = [*self.network.populations]
-        return compiled(self._noise), np.stack([draw.keys(names.index(n)) for n in layer.slices])
+        samples, _, steps = size
+        escape, keys, levels = _certain(layer, samples)
+        if draw is not None:
+            names = [*self.network.populations]
+            escape = compiled(self._noise)
+            keys = np.stack([draw.keys(names.index(n)) for n in layer.slices])
+        if not measured.keys().isdisjoint(layer.slices):
+            levels = np.empty((samples, steps, layer.n), dtype=np.int32)
+            for name, part in layer.slices.items():
+                threshold = self._thresholds[name]
+                known = measured.get(name)
+                levels[..., part] = known.levels(threshold) if known else threshold
+        return escape, keys, levels
 
     def _apart(self, layer: Layer) -> tuple[tuple[str, Layer], ...] | None:
         """The sources of a population whose current is computed apart, by dropout; else None."""
@@ -374,7 +419,9 @@ class EventNetwork(Model):
         if name in self._fixed:
             return self._fixed[name]
         real = w.to_matrix(self.weight(name).detach().numpy())
-        format = closest_format(name, real, self.network.weight_bits, self._chip)
+        format = self._formats.get(name) or closest_format(
+            name, real, self.network.weight_bits, self._chip
+        )
         return round_to(real, format, width)
 
 
@@ -395,9 +442,10 @@ class _Pass(torch.autograd.Function):
         names: tuple[str, ...],
         x: torch.Tensor,
         draw: Draw | None,
+        measured: Mapping[str, Measured],
         *_: torch.Tensor,
     ) -> Any:
-        run = network.run(x, names, draw)
+        run = network.run(x, names, draw, measured=measured)
         ctx.network, ctx.run, ctx.names = network, run, names
         ctx.set_materialize_grads(False)
         spikes = tuple(torch.from_numpy(run.spikes[name]).to(torch.float32) for name in names)
@@ -422,7 +470,7 @@ class _Pass(torch.autograd.Function):
                 arriving = _arriving(layer, gradient, voltage, run, network.learned, found)
                 _send_back(layer, arriving, run, network, wanted, received, found)
         names = (*network.trained, *network.learned.dynamic)
-        return None, None, None, None, *(found.get(name) for name in names)
+        return None, None, None, None, None, *(found.get(name) for name in names)
 
 
 def _run_layer(
@@ -470,13 +518,14 @@ def _run_layer(
 def _drive(layer: Layer, run: Run, size: Sequence[int], keep_u: Array) -> Array:
     """The current that a layer's sources make."""
     registers = np.zeros((4, layer.n), dtype=np.int32)
-    registers[0], registers[2] = keep_u, np.iinfo(np.int32).max
+    registers[0], registers[THRESHOLD] = keep_u, np.iinfo(np.int32).max
     return _run_layer(layer, run, size, _certain(layer, size[0]), True, registers)[0]
 
 
 def _certain(layer: Layer, samples: int) -> Chance:
     """Neurons that spike where they are above their threshold."""
-    return DETERMINISTIC, np.zeros((len(layer.slices), samples), dtype=np.uint64)
+    keys = np.zeros((len(layer.slices), samples), dtype=np.uint64)
+    return DETERMINISTIC, keys, np.empty((samples, 0, layer.n), dtype=np.int32)
 
 
 def by_dropout(layer: Layer, recipe: Recipe) -> Iterator[tuple[str, Layer]]:

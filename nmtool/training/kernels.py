@@ -295,6 +295,7 @@ def forward_dense(
     neuron: Any,
     escape: Any,
     keys: Any,
+    levels: Any,
     current: Any,
     voltage: Any,
     spikes: Any,
@@ -307,7 +308,7 @@ def forward_dense(
     targets of the block), in units of 1/64. ``neuron`` holds keep_u, keep_v, threshold and
     bias of every neuron, or of ``PERIOD`` neurons if all are the same. ``current`` may have no
     steps: then it is not kept. With an ``escape`` function neurons spike by chance, by ``keys``
-    (populations, samples).
+    (populations, samples). ``levels``, if it has steps, has the thresholds of every step.
     """
     samples, steps, neurons = voltage.shape
     width = weight.shape[2]
@@ -316,7 +317,7 @@ def forward_dense(
     arrived = np.zeros(width, dtype=np.int32)
     limit = np.empty(width, dtype=np.int32)
     large = np.int32(0)
-    keep_current = current.shape[1] > 0
+    keep_current, given = current.shape[1] > 0, levels.shape[1] > 0
     for item in range(first, last):
         block, b = item // samples, item % samples
         begin = block * width
@@ -348,6 +349,8 @@ def forward_dense(
             fired = spikes[b, t, begin : begin + n]
             if escape.kind != NO_NOISE:
                 thresholds(escape, keys[0, b], t, begin, threshold, limit[:n])
+            if given:
+                limit[:n] = levels[b, t, begin : begin + n]
             large |= _update(u, v, arrived, keep_u, keep_v, limit[:n], bias, out, fired)
             if keep_current:
                 current[b, t, begin : begin + n] = u[:n]
@@ -372,6 +375,7 @@ def forward_rows(
     begins: Any,
     escape: Any,
     keys: Any,
+    levels: Any,
     current: Any,
     voltage: Any,
     spikes: Any,
@@ -388,7 +392,7 @@ def forward_rows(
     v = np.zeros(n, dtype=np.int32)
     coming = np.zeros((ahead, n), dtype=np.int32)
     large = np.int32(0)
-    keep_current = current.shape[1] > 0
+    keep_current, given = current.shape[1] > 0, levels.shape[1] > 0
     loops = own_ways.shape[0] > 0
     who = np.empty(n, dtype=np.int32)
     keep_u, keep_v, threshold, bias = neuron[0], neuron[1], neuron[2], neuron[3]
@@ -411,13 +415,14 @@ def forward_rows(
             for k in range(0, n, period):
                 end = min(k + period, n)
                 m = end - k
+                over = levels[b, t, k:end] if given else limit[:m]
                 large |= _update(
                     u[k:end],
                     v[k:end],
                     arrived[k:end],
                     keep_u[:m],
                     keep_v[:m],
-                    limit[:m],
+                    over,
                     bias[:m],
                     out[k:end],
                     fired[k:end],
