@@ -17,8 +17,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ HERE = Path(__file__).parent
 WHEEL = Path(sysconfig.get_paths()["purelib"]) / "tests/lava/lib/dl/netx/gts"
 FORMAT = SynapseFormat(8, 0, "mixed")
 LAVA_TIMEOUT = 900.0
+
+TURNS = 5
+"""How often a run and the rates of the machine are measured, one after the other."""
 
 OPERATIONS = {"synapse": 1, "update": 29, "update without current decay": 18}
 """32-bit operations that the arithmetic needs: one addition a synapse; for a neuron two decays (9
@@ -173,7 +177,8 @@ def _chain(
 def measure(case: Case, quick: bool) -> tuple[dict[str, Any], int]:
     """The row of one case, and how many spikes differ from Lava's."""
     with EmulatorBackend(threads=case.threads).open(case.program) as session:
-        seconds = best(lambda: session.run(case.spikes, probe=case.probe), 40)
+        threads = min(case.threads, case.spikes.n_samples)
+        seconds, rates = in_turns(lambda: session.run(case.spikes, probe=case.probe), threads)
         recording = session.run(case.spikes, probe=case.probe)
     n_samples = case.spikes.n_samples
     steps = n_samples * case.spikes.n_steps
@@ -190,27 +195,41 @@ def measure(case: Case, quick: bool) -> tuple[dict[str, Any], int]:
         "differing_spikes": differing,
         "lava": peer,
         "spikes_per_step": {name: len(train) / steps for name, train in recording.spikes.items()},
-        **_near_the_limit(case, recording.provenance, seconds),
+        **_near_the_limit(case, recording.provenance, seconds, rates),
     }
     return row, differing
 
 
-def _near_the_limit(case: Case, counts: Any, seconds: float) -> dict[str, Any]:
+def in_turns(call: Callable[[], object], threads: int) -> tuple[float, tuple[float, float]]:
+    """Seconds of the fastest call, and the best integer rate and bandwidth of the same minutes.
+
+    A machine that others use, or that gets warm, is not as fast in every second.
+    """
+    seconds, rate, speed = inf, 0.0, 0.0
+    for _ in range(TURNS):
+        seconds = min(seconds, best(call, 40 // TURNS))
+        rate = max(rate, integer_rate(threads))
+        speed = max(speed, bandwidth(threads))
+    return seconds, (rate, speed)
+
+
+def _near_the_limit(
+    case: Case, counts: Any, seconds: float, rates: tuple[float, float]
+) -> dict[str, Any]:
     """Operations and bytes that the run needs, and the least time that this machine needs."""
     decays = any(p.decay_u < 4095 for p in case.program.network.populations.values())
     update = OPERATIONS["update" if decays else "update without current decay"]
     synapses, updates = counts["synaptic_operations"], counts["neuron_updates"]
     operations = synapses * OPERATIONS["synapse"] + updates * update
     read = synapses * BYTES["synapse"] + updates * BYTES["update"]
-    threads = min(case.threads, case.spikes.n_samples)
-    rate, speed = integer_rate(threads), bandwidth(threads)
+    rate, speed = rates
     least = max(operations / rate, read / speed)
     return {
         "synaptic_operations": synapses,
         "neuron_updates": updates,
         "integer_operations": operations,
         "bytes": read,
-        "threads": threads,
+        "threads": min(case.threads, case.spikes.n_samples),
         "integer_rate": rate,
         "bandwidth": speed,
         "share_of_the_machine": least / seconds,
