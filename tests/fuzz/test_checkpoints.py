@@ -26,7 +26,7 @@ LOOP = Container(
         "updates": dict.fromkeys(NAMES, 3),
         "best_accuracy": 0.5,
         "best_round": 1,
-        "runs": 4,
+        "spent": {"runs": 4, "writes": 60, "seconds": 1.5},
         "history": [
             {
                 "round": 0,

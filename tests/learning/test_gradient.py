@@ -5,10 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nmtool.config import Readout, SlayerSurrogate
+from nmtool.chip import load_chip
+from nmtool.config import SlayerSurrogate
 from nmtool.fixedpoint import CURRENT_DECAY_OFFSET, DECAY_ONE
 from nmtool.learning.dcll import (
+    Dcll,
     LocalReadout,
+    afferents,
     class_readout,
     gradient,
     presynaptic_trace,
@@ -17,7 +20,10 @@ from nmtool.learning.dcll import (
     surrogate,
 )
 from nmtool.learning.host import BETA1, Host, HostState
+from nmtool.learning.rule import Batch, Setting
+from nmtool.learning.twin import Twin
 from nmtool.quantization import STATE_SCALE, WEIGHT_SCALE, dequantize_weights
+from nmtool.training.injection import Measured
 from nmtool.training.surrogates import derivative
 
 torch = pytest.importorskip("torch")
@@ -48,23 +54,23 @@ def decays(population):
     return keep_u, 1 - population.decay_v / DECAY_ONE
 
 
-def autograd(host, program, name, measured, labels, gated):
+def autograd(rule, program, name, spikes, labels, gated):
     """dLoss/dWeight of one population by autograd, step by step through both integrators.
 
     The reset is a detached constant that is subtracted, or (gated) a detached factor, which also
     forgets what the voltage was made of.
     """
     population = program.network.populations[name]
-    ((_, afferent),) = host.afferents(program, name, measured).items()
-    chip_voltage = replay(population, [afferent], measured[name]) / STATE_SCALE
+    ((_, afferent),) = afferents(program.network, name, spikes).items()
+    chip_voltage = replay(population, [afferent], spikes[name]) / STATE_SCALE
     keep_u, keep_v = decays(population)
     real = dequantize_weights(afferent.projection.weight_mantissa, afferent.projection.format)
     weight = torch.tensor(real, dtype=torch.float64, requires_grad=True)
     sent = torch.tensor(afferent.spikes, dtype=torch.float64)
-    own = torch.tensor(measured[name], dtype=torch.float64)
+    own = torch.tensor(spikes[name], dtype=torch.float64)
     bias = torch.tensor(population.bias / STATE_SCALE, dtype=torch.float64)
     threshold = population.threshold / WEIGHT_SCALE
-    width = 1 / host.derivatives[name].slope
+    width = 1 / rule.derivatives[name].slope
     u = v = torch.zeros(own.shape[:2], dtype=torch.float64)
     counts = torch.zeros_like(u)
     for t in range(own.shape[2]):
@@ -75,20 +81,20 @@ def autograd(host, program, name, measured, labels, gated):
         at_chip = torch.tensor(chip_voltage[:, :, t])
         counts = counts + Spike.apply(v, own[:, :, t], at_chip, threshold, width)
         v = v * (1 - own[:, :, t]) if gated else v - (v * own[:, :, t]).detach()
-    local = host.readouts[name]
+    local = rule.readouts[name]
     logits = local.scale * counts @ torch.tensor(local.weight, dtype=torch.float64).T
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
     loss.backward()
     return weight.grad.numpy(), float(loss.detach())
 
 
-def factors(host, program, name, measured, labels):
+def factors(rule, program, name, spikes, labels):
     """Local error x surrogate, shape (samples, neurons, steps), and the presynaptic trace."""
     population = program.network.populations[name]
-    ((_, afferent),) = host.afferents(program, name, measured).items()
-    voltage = replay(population, [afferent], measured[name])
-    error, _ = host.readouts[name].error(measured[name].sum(axis=2), labels)
-    local = error[:, :, None] * surrogate(voltage, population.threshold, host.derivatives[name])
+    ((_, afferent),) = afferents(program.network, name, spikes).items()
+    voltage = replay(population, [afferent], spikes[name])
+    error, _ = rule.readouts[name].error(spikes[name].sum(axis=2), labels)
+    local = error[:, :, None] * surrogate(voltage, population.threshold, rule.derivatives[name])
     return local, presynaptic_trace(afferent.spikes, population, afferent.delay)
 
 
@@ -103,31 +109,38 @@ def gate(local, spikes, keep_v):
 
 
 @pytest.fixture(params=SHAPES, ids=str)
-def case(small_program, request):
-    """A host, its program, measured spikes that no model has to explain, and labels."""
+def case(small_program, experiment, request):
+    """A rule, its host, a program, measured spikes that no model has to explain, and labels."""
     delays, axonal = request.param
     program = small_program(1, delays, axonal)
-    host = Host.make(program, Readout(neurons_per_class=2), SlayerSurrogate(), 0.3, seed=2)
+    setting = experiment(scale=0.3).model_copy(update={"seed": 2})
+    twin = Twin(program, load_chip("loihi2"), SlayerSurrogate())
+    host = Host(twin, Dcll.make(Setting(twin, setting)))
     rng = np.random.default_rng(4)
-    measured = {
+    spikes = {
         name: rng.random((5, size, 24)) < rate
         for (name, size), rate in zip(program.network.sizes.items(), (0.4, 0.3, 0.2), strict=True)
     }
-    return host, program, measured, rng.integers(0, 4, 5)
+    return host, program, spikes, rng.integers(0, 4, 5)
+
+
+def batch(spikes, labels, **healthy):
+    measured = {name: Measured.whole(s) for name, s in spikes.items() if name != "input"}
+    return Batch(spikes["input"], labels, measured, healthy)
 
 
 @pytest.mark.parametrize("name", ["hidden", "output"])
 def test_one_update_of_the_host_is_the_autograd_gradient(case, name):
-    host, program, measured, labels = case
-    (projection,) = host.afferents(program, name, measured)
+    host, program, spikes, labels = case
+    (projection,) = afferents(program.network, name, spikes)
     network = program.network
     shadow = {
         n: dequantize_weights(p.weight_mantissa, p.format) for n, p in network.projections.items()
     }
     state = HostState.start(shadow)
-    host.update(state, program, measured, labels, [name], {name: 1e-3})
+    host.update(state, program, batch(spikes, labels), [name], {name: 1e-3})
     rule = state.first[projection] / (1 - BETA1)
-    expected, _ = autograd(host, program, name, measured, labels, gated=False)
+    expected, _ = autograd(host.rule, program, name, spikes, labels, gated=False)
     assert np.abs(expected).max() > 1e-4
     np.testing.assert_allclose(rule, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
     other = ({"a", "b"} - {projection}).pop()
@@ -139,44 +152,29 @@ def test_one_update_of_the_host_is_the_autograd_gradient(case, name):
 
 
 def test_the_loss_is_the_cross_entropy_of_the_output(case):
-    host, program, measured, labels = case
-    state = HostState.start(
-        {n: np.zeros(p.weight.shape) for n, p in program.network.projections.items()}
-    )
-    loss = host.update(
-        state,
-        program,
-        measured,
-        labels,
-        ["hidden", "output"],
-        dict.fromkeys(["hidden", "output"], 0.0),
-    )
-    assert loss == pytest.approx(
-        autograd(host, program, "output", measured, labels, False)[1], abs=1e-12
-    )
+    host, program, spikes, labels = case
+    found = host.rule.gradients(host.twin, batch(spikes, labels), ["hidden", "output"])
+    expected = autograd(host.rule, program, "output", spikes, labels, False)[1]
+    assert found.loss == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_masked_neuron_gets_no_gradient(case):
-    host, program, measured, labels = case
-    host.masks["hidden"] = np.array([1.0, 0, 1, 1, 0, 1])
-    state = HostState.start(
-        {n: np.zeros(p.weight.shape) for n, p in program.network.projections.items()}
-    )
-    host.update(state, program, measured, labels, ["hidden"], {"hidden": 1e-3})
-    rule = state.first["a"] / (1 - BETA1)
-    expected, _ = autograd(host, program, "hidden", measured, labels, gated=False)
+    host, program, spikes, labels = case
+    masked = batch(spikes, labels, hidden=np.array([1.0, 0, 1, 1, 0, 1]))
+    found = host.rule.gradients(host.twin, masked, ["hidden"]).weights["a"]
+    expected, _ = autograd(host.rule, program, "hidden", spikes, labels, gated=False)
     expected[[1, 4]] = 0
-    np.testing.assert_allclose(rule, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", ["hidden", "output"])
 def test_the_gated_form_is_autograd_of_a_reset_that_forgets(case, name):
-    host, program, measured, labels = case
-    local, trace = factors(host, program, name, measured, labels)
+    host, program, spikes, labels = case
+    local, trace = factors(host.rule, program, name, spikes, labels)
     _, keep_v = decays(program.network.populations[name])
-    ours = np.tensordot(gate(local, measured[name], keep_v), trace, axes=((0, 2), (0, 2)))
-    expected, _ = autograd(host, program, name, measured, labels, gated=True)
-    plain, _ = autograd(host, program, name, measured, labels, gated=False)
+    ours = np.tensordot(gate(local, spikes[name], keep_v), trace, axes=((0, 2), (0, 2)))
+    expected, _ = autograd(host.rule, program, name, spikes, labels, gated=True)
+    plain, _ = autograd(host.rule, program, name, spikes, labels, gated=False)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
     assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max(), "the two are not one"
 
@@ -271,13 +269,13 @@ def test_the_bias_of_a_trace_that_no_reset_clears(study, experiment, record_prop
     with chosen.open() as session:
         loop = chosen.loop(session)
         loop.run()
-        measured = loop._measure(loop._train.raster[:256])
-        labels = loop._train.samples.labels[:256]
+        done = loop._measure(loop._train, slice(256))
         deployed = session.program
+    spikes = {"input": done.inputs, **{n: m.spikes for n, m in done.measured.items()}}
     for name in ("hidden", "output"):
-        local, trace = factors(loop._host, deployed, name, measured, labels)
+        local, trace = factors(loop._host.rule, deployed, name, spikes, done.labels)
         _, keep_v = decays(deployed.network.populations[name])
-        gated = gate(local, measured[name], keep_v)
+        gated = gate(local, spikes[name], keep_v)
         full = np.tensordot(local, trace, axes=((0, 2), (0, 2)))
         exact = np.tensordot(gated, trace, axes=((0, 2), (0, 2)))
         found = cosine(full, exact)

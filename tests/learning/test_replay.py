@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmtool.backends import open_session
-from nmtool.chip import Faults, load_hardware
-from nmtool.config import Readout, SlayerSurrogate
+from nmtool.chip import Faults, load_chip, load_hardware
+from nmtool.config import SlayerSurrogate
 from nmtool.fixedpoint import fires
-from nmtool.learning.dcll import find_suspects, replay
-from nmtool.learning.host import Host
+from nmtool.learning.dcll import find_suspects
+from nmtool.learning.twin import Twin
 from nmtool.spikes import SpikeTrain
+from nmtool.training.injection import Measured
 
 REFERENCE = load_hardware("reference")
 
@@ -30,15 +31,9 @@ def run(program, seed=0, faults=None, samples=6, rate=0.4):
 
 
 def voltages(program, spikes):
-    host = Host.make(program, Readout(neurons_per_class=2), SlayerSurrogate(), 0.3, 0)
-    return {
-        name: replay(
-            program.network.populations[name],
-            list(host.afferents(program, name, spikes).values()),
-            spikes[name],
-        )
-        for name in program.order
-    }
+    measured = {name: Measured.whole(spikes[name]) for name in program.order}
+    twin = Twin(program, load_chip("loihi2"), SlayerSurrogate())
+    return {n: r.voltage for n, r in twin.replay(spikes["input"], measured).items()}
 
 
 @settings(max_examples=25, deadline=None)
