@@ -707,6 +707,13 @@ Loss = Annotated[
 """What training makes small, from the spikes of the output population and the labels."""
 
 
+def last_step(loss: Loss) -> int:
+    """The last step that a loss names, 0 if it names none."""
+    if isinstance(loss, SpikeTime):
+        return max([*loss.true_steps, *loss.false_steps], default=0)
+    return loss.burn_in if isinstance(loss, MaxOverTime) else 0
+
+
 class RateBound(Strict):
     """A bound on the rate (spikes per step) of every neuron of some populations, of all by default.
 
@@ -833,6 +840,17 @@ class Experiment(Strict):
     surrogate: Annotated[Surrogate, Field(validate_default=True)] = None  # type: ignore[assignment]
     finetune: Finetune = Finetune()
     checks: list[Check] = []
+
+    @field_validator("train")
+    @classmethod
+    def _steps_of_the_loss(cls, train: Train, info: ValidationInfo) -> Train:
+        data = info.data.get("data")
+        if data is not None and (last := last_step(train.loss)) >= data.n_steps:
+            raise ValueError(
+                f"a loss of steps 0 to {data.n_steps - 1}, those of a sample; found step {last} in "
+                f"{train.loss.kind}"
+            )
+        return train
 
     @field_validator("surrogate", mode="before")
     @classmethod

@@ -309,6 +309,8 @@ def _problems(
     several: dict[tuple[Path_, str], list[tuple[str, str]]] = {}
     for item in error.errors(include_url=False):
         location = _in_document(_at_tag(item), document.data)
+        if item["type"] == "missing" and location[-1:] != item["loc"][-1:]:
+            location = (*location, item["loc"][-1])  # in a value that stands for a mapping
         found, allowed, hint = _describe(item, location, model, document)
         several.setdefault((location, found), []).append((allowed, hint))
     for (location, found), kinds in several.items():
@@ -356,6 +358,8 @@ def _describe(
     if location[-1:] == ("value",) and location not in document.marks:  # added to a plain number
         name = name.removesuffix(".value")
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind in ("model_type", "model_attributes_type"):
+        message = "a mapping of keys and values"
     found = item["input"]
     shown = (
         _short(found)
@@ -393,10 +397,12 @@ def _siblings(model: type[BaseModel], location: Path_, data: Any) -> set[str]:
 
 
 def _tagged(models: list[type[BaseModel]], data: Any) -> list[type[BaseModel]]:
-    """The members of a union that a mapping's tag names; all of them if it names none."""
+    """The members of a union that a mapping's tag names, or that need no tag; else all of them."""
     if not isinstance(data, Mapping):
         return models
-    return [m for m in models if any(data.get(t) in _literals(m, t) for t in _TAGS)] or models
+    named = [m for m in models if any(data.get(t) in _literals(m, t) for t in _TAGS)]
+    fields = [(m, m.model_fields.get(t)) for m in models for t in _TAGS]
+    return named or [m for m, tag in fields if tag and not tag.is_required()] or models
 
 
 def _literals(model: type[BaseModel], tag: str) -> tuple[Any, ...]:

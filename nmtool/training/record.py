@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,15 +10,27 @@ import torch
 
 from nmtool.backends.base import Progress, Recording
 from nmtool.chip import ChipSpec
-from nmtool.config import Engine, StraightThroughSurrogate
+from nmtool.config import Engine, Readout, StraightThroughSurrogate
 from nmtool.errors import FitError
-from nmtool.fixedpoint import STATE_LIMIT
+from nmtool.fixedpoint import STATE_LIMIT, IntArray
 from nmtool.network import Network
 from nmtool.quantization import STATE_SCALE
 from nmtool.spikes import SpikeTrain
+from nmtool.training.losses import decide
 from nmtool.training.model import States, make_model, reproducible
 
-RECORD_BATCH = 64
+BATCH = 256
+"""The most samples of one forward pass without gradients."""
+RASTER = 1 << 27
+"""The most entries of the rasters of all lines and neurons of one, each a few bytes."""
+
+
+def batches(network: Network, spikes: SpikeTrain) -> Iterator[IntArray]:
+    """The samples of each forward pass: as many as are held in memory at a time."""
+    of_one = sum(network.sizes.values()) * max(1, spikes.n_steps)
+    size = max(1, min(BATCH, RASTER // of_one))
+    for start in range(0, spikes.n_samples, size):
+        yield np.arange(start, min(start + size, spikes.n_samples))
 
 
 def record(
@@ -35,17 +48,12 @@ def record(
         FitError: a state left the chip's 24 bits, where SLAYER (which has no such register) and
             the chip part.
     """
-    model = make_model(network, chip, StraightThroughSurrogate(kind="straight_through"), engine)
-    model.train(False)
-    raster = torch.from_numpy(spikes.batch().astype(np.float32))
     parts: dict[str, list[_Arrays]] = {name: [] for name in network.populations}
     with reproducible(), torch.no_grad():
-        for start in range(0, len(raster), RECORD_BATCH):
-            batch = raster[start : start + RECORD_BATCH]
-            for name, states in model.states(batch).items():
-                _check_range(name, states[1], states[2])
-                parts[name].append(_chip_units(states))
-            progress(start + len(batch), len(raster))
+        for done, states in _forward(network, chip, spikes, engine):
+            for name, found in states.items():
+                parts[name].append(_chip_units(found))
+            progress(done, spikes.n_samples)
     axis = slice(None) if spikes.batched else 0
     fired, current, voltage = (
         {name: np.concatenate([part[k] for part in chunks])[axis] for name, chunks in parts.items()}
@@ -53,6 +61,44 @@ def record(
     )
     trains = {name: SpikeTrain.from_raster(raster) for name, raster in fired.items()}
     return Recording(trains, current, voltage, "trainer", "", spikes.n_steps, 0.0)
+
+
+def decisions(
+    network: Network,
+    chip: ChipSpec,
+    spikes: SpikeTrain,
+    readout: Readout,
+    engine: Engine = "event",
+) -> IntArray:
+    """The class of each sample, shape (samples,), by the trainer's integer forward pass.
+
+    States are held for one batch at a time, so a data set may be larger than the memory.
+
+    Raises:
+        FitError: as ``record``.
+    """
+    output = network.outputs[0]
+    with reproducible(), torch.no_grad():
+        return np.concatenate(
+            [
+                decide(states[output][0], readout).numpy()
+                for _, states in _forward(network, chip, spikes, engine)
+            ]
+        )
+
+
+def _forward(
+    network: Network, chip: ChipSpec, spikes: SpikeTrain, engine: Engine
+) -> Iterator[tuple[int, dict[str, States]]]:
+    """Samples done and the states of every population, batch by batch."""
+    model = make_model(network, chip, StraightThroughSurrogate(kind="straight_through"), engine)
+    model.train(False)
+    for chosen in batches(network, spikes):
+        raster = torch.from_numpy(spikes.select(chosen).to_raster().astype(np.float32))
+        states = model.states(raster)
+        for name, (_, current, voltage) in states.items():
+            _check_range(name, current, voltage)
+        yield int(chosen[-1]) + 1, states
 
 
 _Arrays: TypeAlias = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]

@@ -24,9 +24,9 @@ from nmtool.training.model import Model, make_model, reproducible
 from nmtool.training.noise import Draw
 from nmtool.training.optimizers import Schedule, load_moments, make_optimizer, save_moments
 from nmtool.training.recipe import check_loss, recipe_of
+from nmtool.training.record import batches
 
 SATURATED_RATE = 0.9
-EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,7 @@ def _evaluate(
     right = 0
     rates = dict.fromkeys(model.network.populations, 0.0)
     with torch.no_grad():
-        for start in range(0, n, EVALUATION_BATCH):
-            chosen = np.arange(start, min(start + EVALUATION_BATCH, n))
+        for chosen in batches(model.network, given):
             spikes = model(_raster(given.select(chosen)))
             found = decide(spikes[model.network.outputs[0]], experiment.network.readout)
             labels = torch.from_numpy(samples.labels[chosen])
@@ -270,11 +269,10 @@ def stochastic_spikes(
         raise ConfigError("train.noise: found none, allowed an escape function to draw spikes from")
     model = make_model(network, chip, experiment.surrogate, train.engine, train.noise)
     model.train(False)
-    given, n = spikes_of(samples, experiment.data), len(samples)
+    given = spikes_of(samples, experiment.data)
     parts: list[torch.Tensor] = []
     with reproducible(), torch.no_grad():
-        for start in range(0, n, EVALUATION_BATCH):
-            chosen = np.arange(start, min(start + EVALUATION_BATCH, n))
+        for chosen in batches(network, given):
             draw = Draw.of_trial(experiment.seed, trial, chosen)
             spikes = model(_raster(given.select(chosen)), network.outputs, draw)
             parts.append(spikes[network.outputs[0]])

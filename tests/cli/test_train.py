@@ -133,6 +133,17 @@ def test_a_regulariser_of_an_unknown_population_is_found_before_training(nmtool,
         assert "train.regularizers.0.populations: found 'hiden', allowed hidden" in done.err
 
 
+@pytest.mark.parametrize(
+    "loss", ["{kind: max_over_time, tau: 3, burn_in: 8}", "{kind: spike_time, true_steps: [2, 8]}"]
+)
+def test_a_loss_of_steps_that_samples_do_not_have_is_found_in_the_file(nmtool, trained, loss):
+    arguments = ("config", "check", "experiment.yaml", "-s", "data.encoding.steps=8")
+    done = nmtool(*arguments, "-s", f"train.loss={loss}")
+    assert done.code == 3, done.err
+    assert "allowed a loss of steps 0 to 7, those of a sample; found step 8 in" in done.err
+    assert nmtool(*arguments, "-s", f"train.loss={loss.replace('8', '7')}").code == 0
+
+
 ENTRIES = {
     "held": (4, "a delay for each synapse"),
     "nothing": (3, "allowed a nmtool Network"),

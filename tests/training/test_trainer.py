@@ -1,6 +1,7 @@
 """The training loop: the same bits again, selection by validation, warnings, an entry function."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,3 +253,46 @@ def test_the_baseline_is_a_linear_classifier_on_the_same_split(experiment):
     assert 0.94 < logistic_regression_accuracy(data) < 0.99
     fewer = data.model_copy(update={"validation": 1400})
     assert logistic_regression_accuracy(fewer) < 0.93
+
+
+def test_a_forward_pass_without_gradients_holds_what_fits_and_gives_the_same(
+    untrained, experiment, chip, monkeypatch
+):
+    from nmtool.training import record
+
+    config = experiment()
+    network = untrained(config)
+    test = load_split(config.data, "test")
+    spikes = encode(test.values, config.data.encoding)
+    whole = record.decisions(network, chip, spikes, config.network.readout)
+    assert len(np.unique(whole)) > 2
+    assert [len(c) for c in record.batches(network, spikes)][:-1] == [record.BATCH]
+    monkeypatch.setattr(record, "RASTER", 100 * sum(network.sizes.values()) * spikes.n_steps)
+    chunks = [*record.batches(network, spikes)]
+    assert [len(chunk) for chunk in chunks] == [100, 100, 100, 60]
+    np.testing.assert_array_equal(np.concatenate(chunks), np.arange(len(test)))
+    again = record.decisions(network, chip, spikes, config.network.readout)
+    np.testing.assert_array_equal(again, whole)
+    recording = record.record(network, chip, spikes)
+    np.testing.assert_array_equal(
+        predict(recording.spikes["output"], config.network.readout), whole
+    )
+    monkeypatch.setattr(record, "RASTER", 1)
+    assert len(next(record.batches(network, spikes))) == 1
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXAMPLES.glob("*/experiment.yaml")), ids=lambda p: p.parent.name
+)
+def test_every_example_can_be_trained(path, chip):
+    """The published data sets are not at hand, but their networks are made, and refused or not."""
+    from nmtool.config import load_experiment
+    from nmtool.training.build import build_network
+    from nmtool.training.trainer import prepare
+
+    config = load_experiment(path)
+    model, _ = prepare(config, build_network(config, path.parent), chip)
+    assert model.trained

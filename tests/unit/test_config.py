@@ -86,6 +86,9 @@ def test_encodings_by_kind(override, encoding):
             "found an unknown key, allowed kind, steps",
         ),
         ("data.encoding={kind: rate, steps: 0}", "encoding.steps: found 0, allowed greater than"),
+        ("surrogate={beta: 10}", "unknown key, allowed kind, scale_factor, scale_grad, tau_factor"),
+        ("surrogate=arctan", "surrogate: found 'arctan', allowed a mapping of keys and values"),
+        ("train.optimizer.schedule=step", "optimizer.schedule.every: found nothing, allowed a val"),
         (
             "data.encoding={kind: rate, steps: 3, max_rate: 1.5}",
             "max_rate: found 1.5, allowed less",
