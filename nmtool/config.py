@@ -773,12 +773,84 @@ class Train(Strict):
 Control = Literal["transfer", "simulation", "readout"]
 
 
+class RotateDrift(Strict):
+    """Images turn: by 0 degrees at the first sample, by ``to`` degrees at the last one."""
+
+    kind: Literal["rotate"]
+    to: Annotated[float, Field(ge=-360, le=360)] = 60.0
+
+
+class FadeDrift(Strict):
+    """Channels lose amplitude: from 1 at the first sample to ``to`` at the last one.
+
+    A channel is a pixel, or a coefficient about its mean. ``channels`` is the fraction of them that
+    fade, drawn by the experiment's seed.
+    """
+
+    kind: Literal["fade"]
+    to: Fraction = 0.2
+    channels: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+def _drift(value: object) -> object:
+    """``rotate:60`` stands for ``{kind: rotate, to: 60}``."""
+    if not isinstance(value, str):
+        return value
+    kind, colon, to = value.partition(":")
+    try:
+        return {"kind": kind, "to": float(to)} if colon else {"kind": kind}
+    except ValueError:
+        return {"kind": kind, "to": to}
+
+
+_Drifts = Annotated[RotateDrift | FadeDrift, Field(discriminator="kind")]
+Drift = Annotated[_Drifts, BeforeValidator(_drift, json_schema_input_type=_Drifts | str)]
+"""How the input of a stream changes, evenly from its first sample to its last one."""
+
+
+class Stream(Strict):
+    """How a deployed network learns from a stream of samples, one after the other.
+
+    A sample of the ``split`` runs, its class is read, and then its label, if it is among the
+    ``labelled`` fraction, teaches. None for ``samples`` is every sample of the split once; of more
+    than there are some come again. ``pause`` silent steps follow each, its class is read from all
+    of them, and states are kept; None: the target is reset before each.
+
+    ``lr`` is the root mean square by which a sample that is taken for another class changes the
+    weights of the neuron that it changes most (SLAYER's scale), in the last layer; ``hidden_lr`` in
+    hidden ones, if ``layers`` is ``all``.
+
+    A sample makes an update if its error, 1 less the likelihood of its class, reaches a threshold.
+    ``updates`` is the fraction of labelled samples that are to make one; 1 is no gate. The
+    threshold goes up or down by ``gain`` for every update too many or too few, not below ``floor``.
+    At most ``max_writes`` weights are written. The best weights are those of the best ``window`` of
+    samples. ``control`` runs the frozen network on the same stream. No sample begins once the
+    target has been busy for ``board_seconds``; each of the two passes has half of them.
+    """
+
+    drift: Drift | None = None
+    split: Literal["train", "validation", "test"] = "test"
+    samples: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    pause: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    layers: Literal["readout", "all"] = "readout"
+    lr: Rate = 5e-3
+    hidden_lr: Rate = 5e-4
+    labelled: Fraction = 1.0
+    updates: Annotated[float, Field(gt=0, le=1)] = 0.3
+    gain: Rate = 0.02
+    floor: Fraction = 0.1
+    window: Positive = 50
+    max_writes: Annotated[int, Field(ge=0)] | None = None
+    board_seconds: Rate | None = None
+    control: bool = True
+
+
 class Finetune(Strict):
     """How to learn from measured spikes. A round is one pass over ``samples``.
 
     The last layer learns alone for ``readout_rounds``, then every layer does, hidden ones at
     ``hidden_lr``. ``scale`` is that of the local readouts' logits. ``seeds`` fault seeds are run,
-    counting up from the target's.
+    counting up from the target's. ``stream`` is for ``nmtool finetune --stream``.
     """
 
     rule: Literal["dcll"] = "dcll"
@@ -791,6 +863,7 @@ class Finetune(Strict):
     samples: Literal["train"] = "train"
     controls: list[Control] = ["transfer", "simulation", "readout"]
     seeds: Positive = 1
+    stream: Stream = Stream()
 
 
 class Check(Strict):

@@ -14,6 +14,7 @@ from nmtool.backends import check_runnable
 from nmtool.chip import HardwareConfig, load_chip, load_hardware
 from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb
 from nmtool.cli.runs import Run
+from nmtool.cli.stream import adapt, check_stream, drift_override
 from nmtool.compiler import Program, Site, compile_program
 from nmtool.config import Experiment
 from nmtool.errors import ConfigError, UsageError
@@ -40,31 +41,52 @@ MEANING = {
 )
 @click.option("-o", "--output", type=FILE, help="Folder [default: RUN/finetune/TARGET].")
 @click.option("--resume", is_flag=True, help="Continue an interrupted study.")
+@click.option("--stream", is_flag=True, help="Adapt while samples arrive one after the other.")
+@click.option(
+    "--drift",
+    metavar="KIND[:TO]",
+    help="How the stream's input changes: rotate:60 (degrees), fade:0.2 (amplitude).",
+)
 @verb
 def command(
-    run: str, hw: str, program: str | None, output: str | None, resume: bool, options: Options
+    run: str,
+    hw: str,
+    program: str | None,
+    output: str | None,
+    resume: bool,
+    stream: bool,
+    drift: str | None,
+    options: Options,
 ) -> None:
     """Fine-tune the network of a RUN folder with the target in the loop.
 
     Measured spikes come back, a local rule (dcll) changes the weights within the synapse formats
     of the program, and it runs again; the controls of the experiment run beside it. -s
-    finetune.KEY=VALUE overrides the experiment that the run was made with.
+    finetune.KEY=VALUE overrides the experiment that the run was made with. With --stream (settings
+    finetune.stream.KEY) each sample is classified, and then teaches, before the next one comes.
     """
     overrides, hardware_overrides = options.split_overrides()
     folder = Run(Path(run))
-    experiment = _experiment(folder, overrides, options)
+    of_drift = drift_override(stream, resume, drift)
+    experiment = _experiment(folder, [*overrides, *of_drift], options)
     hardware = load_hardware(hw, hardware_overrides)
-    target = Path(output) if output else folder.folder / "finetune" / hardware.name
+    kind = "stream" if stream else "finetune"
+    target = Path(output) if output else folder.folder / kind / hardware.name
     network: Network = formats.load_as(folder.network, Network)
     start = _program(program, network, folder, hardware)
     check_runnable(start, hardware)
     if target.exists() and any(target.iterdir()) and not (options.force or resume):
         raise UsageError(f"{target}: exists already; use --resume to continue it, or --force")
+    if stream:
+        check_stream(experiment, hardware)
     if options.dry_run:
         emit(options, "finetune", {"dry_run": True}, f"{run} can be fine-tuned on {hardware.name}")
         return
     if not resume:
         _forget(target)
+    if stream:
+        adapt(experiment, start, hardware, target, options)
+        return
     _study(experiment, start, network, hardware, target, options)
 
 

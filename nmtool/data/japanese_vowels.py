@@ -66,6 +66,16 @@ def noisy(data: JapaneseVowels, rng: np.random.Generator) -> SpikeTrain:
     return _encoded(series + offset + frame, train, data)
 
 
+def scaled(data: JapaneseVowels, split: str, index: IntArray, gain: FloatArray) -> SpikeTrain:
+    """Spikes of some utterances whose channels have another amplitude about their mean.
+
+    ``gain`` has the shape (utterances of the index, channels).
+    """
+    chosen, train = _part(data, split)
+    chosen = chosen.pick(index)
+    return _encoded(_standardised(chosen, train) * gain[:, None, :], chosen, data)
+
+
 def _part(data: JapaneseVowels, split: str) -> tuple[Utterances, Utterances]:
     """The utterances of a part, and those of the training part."""
     published = read("TRAIN")
