@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nmtool.backends import Session, open_session
-from nmtool.chip import ChipSpec, HardwareConfig, chip_called, load_chip, load_hardware
+from nmtool.chip import ChipSpec, HardwareConfig, chip_called, load_chip
 from nmtool.compiler import Program, Site, compile_program
 from nmtool.compiler.budget import Budget, check_budget, most_cores
 from nmtool.errors import ConfigError
@@ -132,7 +132,7 @@ def _bits_for(bits: int | None, target: HardwareConfig) -> int | None:
 
 
 def open(program: Program | str | Path, hw: str | HardwareConfig = "emulator") -> Session:
-    """Load a program, or the file of one, on a target, by name or YAML file.
+    """Load a program, or the file of one, on a target, by name, YAML file, or replay:FILE.
 
     Raises:
         ArtifactError: the program was made for another chip.
@@ -140,10 +140,11 @@ def open(program: Program | str | Path, hw: str | HardwareConfig = "emulator") -
         ConfigError: an unknown target, or no Program.
     """
     from nmtool.formats import load_as
+    from nmtool.formats.sessionlog import find_target
 
     _require("open", program, Program, str, Path)
     loaded = program if isinstance(program, Program) else load_as(program, Program)
-    named = hw if isinstance(hw, HardwareConfig) else load_hardware(_name("open: hw", hw))
+    named = hw if isinstance(hw, HardwareConfig) else find_target(_name("open: hw", hw))
     return open_session(loaded, named)
 
 

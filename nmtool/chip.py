@@ -760,6 +760,11 @@ def load_hardware(name: str, overrides: Sequence[str] = ()) -> HardwareConfig:
     Raises:
         ConfigError: unknown name, or a file that is missing or wrong.
     """
+    if name.startswith(REPLAY):
+        raise ConfigError(
+            f"target {name}: found a log, allowed the name of a target or a YAML file: only "
+            "finetune and deploy answer from a log"
+        )
     path = _find(name, "targets", None)
     document = yamlio.read(path, overrides)
     if isinstance(document.data, dict) and document.data.get("schema") == "nmtool.chip/v1":
@@ -808,8 +813,12 @@ def backend_hint(name: str) -> str:
     )
 
 
+REPLAY = "replay:"
+"""What stands before the file of a log that is to answer in place of a target."""
+
+
 def _is_path(name: str) -> bool:
-    return name.endswith((".yaml", ".yml")) or "/" in name
+    return not name.startswith(REPLAY) and (name.endswith((".yaml", ".yml")) or "/" in name)
 
 
 def _find(name: str, kind: Literal["targets", "chips"], relative_to: Path | None) -> Path:

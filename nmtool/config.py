@@ -12,10 +12,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from nmtool import yamlio
-from nmtool.chip import BackendName, shipped
+from nmtool.chip import BackendName, Duration, shipped
 from nmtool.errors import ConfigError
 from nmtool.yamlio import Fraction, Strict
 
@@ -771,6 +778,11 @@ class Train(Strict):
 
 
 Control = Literal["transfer", "simulation", "readout"]
+BoardTime = Annotated[
+    Duration,
+    Field(gt=0),
+    PlainSerializer(lambda seconds: f"{seconds!r}s", return_type=str, when_used="json"),
+]
 
 
 class RotateDrift(Strict):
@@ -823,9 +835,9 @@ class Stream(Strict):
     A sample makes an update if its error, 1 less the likelihood of its class, reaches a threshold.
     ``updates`` is the fraction of labelled samples that are to make one; 1 is no gate. The
     threshold goes up or down by ``gain`` for every update too many or too few, not below ``floor``.
-    At most ``max_writes`` weights are written. The best weights are those of the best ``window`` of
-    samples. ``control`` runs the frozen network on the same stream. No sample begins once the
-    target has been busy for ``board_seconds``; each of the two passes has half of them.
+    The best weights are those of the best ``window`` of samples. ``control`` runs the frozen
+    network on the same stream. Learning ends with the budget of ``finetune.writes``; no sample
+    begins once that of ``finetune.board_time``, of which each of two passes has half, is used up.
     """
 
     drift: Drift | None = None
@@ -840,8 +852,6 @@ class Stream(Strict):
     gain: Rate = 0.02
     floor: Fraction = 0.1
     window: Positive = 50
-    max_writes: Annotated[int, Field(ge=0)] | None = None
-    board_seconds: Rate | None = None
     control: bool = True
 
 
@@ -850,7 +860,10 @@ class Finetune(Strict):
 
     The last layer learns alone for ``readout_rounds``, then every layer does, hidden ones at
     ``hidden_lr``. ``scale`` is that of the local readouts' logits. ``seeds`` fault seeds are run,
-    counting up from the target's. ``stream`` is for ``nmtool finetune --stream``.
+    counting up from the target's; on a target without invented faults seeds of the experiment.
+    ``board_time``, which the target may be busy, and ``writes``, the weights that may be written,
+    are for a whole study, or stream (None: without limit). ``stream`` is for
+    ``nmtool finetune --stream``.
     """
 
     rule: Literal["dcll"] = "dcll"
@@ -864,6 +877,8 @@ class Finetune(Strict):
     controls: list[Control] = ["transfer", "simulation", "readout"]
     seeds: Positive = 1
     stream: Stream = Stream()
+    board_time: BoardTime | None = None
+    writes: Positive | None = None
 
 
 class Check(Strict):

@@ -16,6 +16,7 @@ from nmtool.backends.base import (
 from nmtool.backends.injected import check_injected
 from nmtool.backends.limits import LIMITS, limits_of
 from nmtool.backends.placed import check_placed
+from nmtool.backends.replay import ReplayBackend, ReplayTarget
 from nmtool.chip import ChipSpec, HardwareConfig, load_chip
 from nmtool.compiler import Program, Site, rules
 from nmtool.compiler.fit import held_against
@@ -43,6 +44,8 @@ def get_backend(hardware: HardwareConfig) -> Backend:
         UnsupportedError: faults on a backend that cannot act them out.
         DependencyError: the backend needs a package that is not installed.
     """
+    if isinstance(hardware, ReplayTarget):
+        return ReplayBackend(hardware.player)
     if hardware.backend == "emulator":
         from nmtool.backends.emulator import EmulatorBackend
 

@@ -18,7 +18,15 @@ from typing import Any, NoReturn
 
 import click
 
-from nmtool.errors import CheckFailed, ConfigError, NmtoolError, UsageError, WriteError
+from nmtool.errors import (
+    BoardError,
+    BoardUnavailable,
+    CheckFailed,
+    ConfigError,
+    NmtoolError,
+    UsageError,
+    WriteError,
+)
 from nmtool.yamlio import parse_duration
 
 TIMED_OUT, INTERRUPTED, TERMINATED, BUG = 124, 130, 143, 70
@@ -301,7 +309,7 @@ def resumable(options: Options) -> Iterator[None]:
     """Say how to go on where a long command is cut short."""
     try:
         yield
-    except (KeyboardInterrupt, TimedOut, Terminated):
+    except (KeyboardInterrupt, TimedOut, Terminated, BoardError, BoardUnavailable):
         note(options, "what is done is kept; the same command with --resume continues it")
         raise
 

@@ -11,7 +11,7 @@ import click
 from nmtool import formats
 from nmtool.backends import Recording, check_runnable, open_session, resolve_probe
 from nmtool.backends.base import Probe
-from nmtool.chip import HardwareConfig, load_hardware
+from nmtool.chip import HardwareConfig
 from nmtool.cli.common import FILE, Options, emit, note, progress, table, verb, warn
 from nmtool.cli.costs import Costing, cost_options, costing
 from nmtool.cli.runs import Given, gather_input, input_options
@@ -19,6 +19,7 @@ from nmtool.compiler import Program
 from nmtool.config import Check
 from nmtool.errors import CheckFailed
 from nmtool.formats.container import refuse_overwrite
+from nmtool.formats.sessionlog import find_target
 from nmtool.measure import Measurement, measure
 from nmtool.network import counted
 from nmtool.provenance import provenance
@@ -26,7 +27,12 @@ from nmtool.provenance import provenance
 
 @click.command("deploy")
 @click.argument("program", type=FILE)
-@click.option("--hw", default="emulator", show_default=True, help="Target by name or YAML file.")
+@click.option(
+    "--hw",
+    default="emulator",
+    show_default=True,
+    help="Target by name or YAML file, or replay:FILE, a log of one.",
+)
 @input_options
 @click.option("--labels", type=FILE, metavar="FILE.npy", help="Classes of --input.")
 @click.option("--probe", help="What to record: spikes,current,voltage, or voltage:NAME.")
@@ -47,7 +53,7 @@ def command(
     options: Options,
 ) -> None:
     """Run PROGRAM on a target, measure what comes back, and check it."""
-    hardware = load_hardware(hw, options.hardware_overrides())
+    hardware = find_target(hw, options.hardware_overrides())
     costs = costing(cost, cost_model, hardware)
     loaded: Program = formats.load_as(program, Program)
     given = gather_input(loaded, data, input_files, labels, encode)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from nmtool import formats
 from nmtool.backends import check_runnable
-from nmtool.chip import HardwareConfig, load_chip, load_hardware
+from nmtool.backends.replay import Log, NoLog, Recorder, ReplayTarget
+from nmtool.chip import REPLAY, HardwareConfig, load_chip
 from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb
 from nmtool.cli.runs import Run
 from nmtool.cli.stream import adapt, check_stream, drift_override
 from nmtool.compiler import Program, Site, compile_program
 from nmtool.config import Experiment
 from nmtool.errors import ConfigError, UsageError
-from nmtool.formats.container import write_json
+from nmtool.formats.container import refuse_overwrite, write_json
+from nmtool.formats.sessionlog import LogFile, about, find_target, part_of
 from nmtool.network import Network
 from nmtool.provenance import provenance, sha256
+from nmtool.yamlio import parse_duration
+
+if TYPE_CHECKING:
+    from nmtool.learning.study import StudyResult
 
 MEANING = {
     "fault_free": "healthy simulator, no training",
@@ -33,7 +41,9 @@ MEANING = {
 
 @click.command("finetune")
 @click.argument("run", type=FILE)
-@click.option("--hw", required=True, help="Target by name or YAML file.")
+@click.option(
+    "--hw", required=True, help="Target by name or YAML file, or replay:FILE, a log of one."
+)
 @click.option(
     "--program",
     type=FILE,
@@ -47,6 +57,13 @@ MEANING = {
     metavar="KIND[:TO]",
     help="How the stream's input changes: rotate:60 (degrees), fade:0.2 (amplitude).",
 )
+@click.option("--rule", metavar="NAME", help="Rule of learning (finetune.rule).")
+@click.option("--rounds", type=click.IntRange(1), help="Passes over the training samples.")
+@click.option(
+    "--board-time", metavar="DURATION", help="How long the target may be busy, such as 10m."
+)
+@click.option("--writes", type=click.IntRange(1), help="How many weights may be written.")
+@click.option("--record", type=FILE, help="Keep all that the target answers in this file.")
 @verb
 def command(
     run: str,
@@ -56,29 +73,40 @@ def command(
     resume: bool,
     stream: bool,
     drift: str | None,
+    rule: str | None,
+    rounds: int | None,
+    board_time: str | None,
+    writes: int | None,
+    record: str | None,
     options: Options,
 ) -> None:
     """Fine-tune the network of a RUN folder with the target in the loop.
 
     Measured spikes come back, a local rule (dcll) changes the weights within the synapse formats
     of the program, and it runs again; the controls of the experiment run beside it. -s
-    finetune.KEY=VALUE overrides the experiment that the run was made with. With --stream (settings
-    finetune.stream.KEY) each sample is classified, and then teaches, before the next one comes.
+    finetune.KEY=VALUE overrides the experiment that the run was made with. --board-time and
+    --writes are for the whole command; the columns that learn on the target share them. With
+    --stream (settings finetune.stream.KEY) each sample is classified, and then teaches, before the
+    next one comes.
     """
     overrides, hardware_overrides = options.split_overrides()
     folder = Run(Path(run))
-    of_drift = drift_override(stream, resume, drift)
-    experiment = _experiment(folder, [*overrides, *of_drift], options)
-    hardware = load_hardware(hw, hardware_overrides)
+    given = [*_limits(rule, rounds, board_time, writes), *drift_override(stream, resume, drift)]
+    experiment = _experiment(folder, [*overrides, *given], options)
+    hardware = find_target(hw, hardware_overrides)
     kind = "stream" if stream else "finetune"
-    target = Path(output) if output else folder.folder / kind / hardware.name
+    target = Path(output) if output else folder.folder / kind / _folder_name(hw, hardware)
     network: Network = formats.load_as(folder.network, Network)
     start = _program(program, network, folder, hardware)
     check_runnable(start, hardware)
     if target.exists() and any(target.iterdir()) and not (options.force or resume):
         raise UsageError(f"{target}: exists already; use --resume to continue it, or --force")
     if stream:
+        _check_alone(rounds, record, hardware)
         check_stream(experiment, hardware)
+    if record and not resume:
+        refuse_overwrite(Path(record), options.force)
+        refuse_overwrite(part_of(Path(record)), options.force)
     if options.dry_run:
         emit(options, "finetune", {"dry_run": True}, f"{run} can be fine-tuned on {hardware.name}")
         return
@@ -87,7 +115,61 @@ def command(
     if stream:
         adapt(experiment, start, hardware, target, options)
         return
-    _study(experiment, start, network, hardware, target, options)
+    with _log(hardware, record, resume, options) as log:
+        _study(experiment, start, network, hardware, target, log, options)
+
+
+def _check_alone(rounds: int | None, record: str | None, hardware: HardwareConfig) -> None:
+    """Refuse what goes with rounds, but not with a stream."""
+    given = {"--rounds": rounds, "--record": record}
+    found = [name for name, value in given.items() if value is not None]
+    if isinstance(hardware, ReplayTarget):
+        found.append("--hw replay:")
+    if found:
+        raise UsageError(f"--stream: found {', '.join(found)} with it, allowed without --stream")
+
+
+def _limits(
+    rule: str | None, rounds: int | None, board_time: str | None, writes: int | None
+) -> list[str]:
+    """Options as overrides of the experiment."""
+    if board_time is not None:
+        try:
+            above = parse_duration(board_time) > 0
+        except ValueError as error:
+            raise UsageError(f"--board-time: found {board_time!r}, allowed {error}") from None
+        if not above:
+            raise UsageError(f"--board-time: found {board_time!r}, allowed more than 0")
+    given = {"rule": rule, "rounds": rounds, "board_time": board_time, "writes": writes}
+    return [f"finetune.{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _folder_name(hw: str, hardware: HardwareConfig) -> str:
+    """Where a study goes; one that is replayed is not put beside what it replays."""
+    return f"replay-{Path(hw).stem}" if isinstance(hardware, ReplayTarget) else hardware.name
+
+
+@contextmanager
+def _log(
+    hardware: HardwareConfig, record: str | None, resume: bool, options: Options
+) -> Iterator[Log]:
+    """What keeps the answers of the target, or follows a log; whole only at a good end."""
+    if isinstance(hardware, ReplayTarget):
+        if record:
+            raise UsageError(f"--record {record}: found with a log as the target, allowed a target")
+        yield hardware.player
+        return
+    if record is None:
+        yield NoLog()
+        return
+    if resume and Path(record).exists():
+        raise UsageError(f"{record}: is whole already; give no --record")
+    if not resume:
+        Path(record).unlink(missing_ok=True)
+    file = LogFile(Path(record), about(hardware), resume)
+    yield Recorder(file)
+    file.finish()
+    note(options, f"wrote {record}; --hw {REPLAY}{record} answers from it")
 
 
 def _experiment(folder: Run, overrides: list[str], options: Options) -> Experiment:
@@ -126,6 +208,7 @@ def _forget(folder: Path) -> None:
     for path in [
         *folder.glob("*/state.h5"),
         *folder.glob("*/program.h5"),
+        *folder.glob("*/leg.json"),
         *folder.glob("result.json"),
     ]:
         path.unlink()
@@ -137,31 +220,43 @@ def _study(
     network: Network,
     hardware: HardwareConfig,
     folder: Path,
+    log: Log,
     options: Options,
 ) -> None:
     from nmtool.learning.study import Study
 
     if hardware.faults:
         note(options, f"{hardware.name} is a simulator with invented defects, not a chip")
-    healthy = hardware.model_copy(update={"backend": "emulator", "faults": None})
+    plain = hardware.plain() if isinstance(hardware, ReplayTarget) else hardware
+    healthy = plain.model_copy(update={"backend": "emulator", "faults": None})
     shadow = {
         name: projection.weight.astype(np.float64)
         for name, projection in network.projections.items()
     }
     with progress(options, f"finetune on {hardware.name}") as update, resumable(options):
-        study = Study(experiment, program, shadow, hardware, healthy, folder, update)
+        study = Study(experiment, program, shadow, hardware, healthy, folder, update, log)
         result = study.run()
     document: dict[str, Any] = {
         "target": hardware.name,
         "program": program.fingerprint,
+        "rule": experiment.finetune.rule,
         "seeds": study.seeds,
         **result.as_json(),
         "provenance": provenance(
             target=hardware.model_dump(mode="json", by_alias=True),
             experiment=experiment.model_dump(mode="json", by_alias=True),
+            replayed=isinstance(hardware, ReplayTarget),
         ),
     }
-    write_json(folder / "result.json", document)
+    write_json(folder / "result.json", {"schema": "nmtool.finetune/v1", **document})
+    text = f"{_text(result, hardware, study.seeds, experiment)}\nwrote {folder}/result.json"
+    emit(options, "finetune", document, text)
+
+
+def _text(
+    result: StudyResult, hardware: HardwareConfig, seeds: list[int], experiment: Experiment
+) -> str:
+    """The report for people."""
     rows = [
         (
             name,
@@ -169,9 +264,64 @@ def _study(
             f"{c.mean:.4f}",
             f"{c.std:.4f}",
             " ".join(f"{value:.4f}" for value in c.seeds),
+            _span(c.rounds),
+            f"{c.spent.seconds:.1f} s",
+            c.spent.writes,
+            "" if c.probed is None else f"{100 * c.probed:.3g} %",
         )
         for name, c in result.columns.items()
     ]
-    header = ("column", "what", "mean", "std", f"seeds {study.seeds}")
-    text = f"test accuracy on {hardware.name}\n{table(header, rows)}\nwrote {folder}/result.json"
-    emit(options, "finetune", document, text)
+    header = (
+        *("column", "what", "mean", "std", f"seeds {seeds}"),
+        *("rounds", "board", "writes", "probed"),
+    )
+    lines = [f"test accuracy on {hardware.name}", table(header, rows), _seconds(result)]
+    for name, column in result.columns.items():
+        if column.ended:
+            limits = ", ".join(_named(limit, experiment) for limit in column.ended)
+            lines.append(f"{name}: ended by the budget: {limits}")
+    if not result.equal_rounds:
+        equal = ", ".join(f"{n} {value:.4f}" for n, value in result.at_equal_rounds().items())
+        lines.append(
+            "the columns did not do the same number of rounds; best validation accuracy up to the "
+            f"last round that all did: {equal} (that of simulation on the healthy simulator)"
+        )
+    return "\n".join([*lines, result.verdict.text])
+
+
+def _span(rounds: tuple[int, ...]) -> str:
+    """Rounds done by the legs of a column."""
+    if not rounds:
+        return ""
+    low, high = min(rounds), max(rounds)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _named(limit: str, experiment: Experiment) -> str:
+    config = experiment.finetune
+    return (
+        f"{config.board_time:g} s of board time"
+        if limit == "board_time"
+        else (f"{config.writes} writes")
+    )
+
+
+def _seconds(result: StudyResult) -> str:
+    """Where the time of the rounds on the target went."""
+    timings = [
+        entry.timing
+        for leg, rounds in result.rounds.items()
+        if not leg.startswith("simulation")
+        for entry in rounds[1:]
+    ]
+    if not timings:
+        return "no round on the target"
+    board, gradients, rest = (
+        sum(getattr(timing, part) for timing in timings) / len(timings)
+        for part in ("board", "gradients", "rest")
+    )
+    total = board + gradients + rest
+    return (
+        f"a round on the target took {total:.2f} s: board {100 * board / total:.0f} %, gradients "
+        f"{100 * gradients / total:.0f} %, writing and all else {100 * rest / total:.0f} %"
+    )

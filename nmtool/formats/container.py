@@ -151,6 +151,24 @@ _DAMAGE = (
 )
 
 
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file of a size that can be worked with.
+
+    Raises:
+        ArtifactError: missing, a folder, too large, or not to be read.
+    """
+    if path.is_dir():
+        raise ArtifactError(f"{path}: found a folder, allowed a file")
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file")
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ArtifactError(f"{path}: found {size} bytes, allowed {MAX_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def is_container(path: Path) -> bool:
     """Whether a file begins as a container does; whether it is sound, ``read_container`` says."""
     try:
@@ -162,16 +180,7 @@ def is_container(path: Path) -> bool:
 
 def _verified(path: Path) -> bytes:
     """The bytes of a file whose checksum holds."""
-    if path.is_dir():
-        raise ArtifactError(f"{path}: found a folder, allowed a file")
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file")
-    try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ArtifactError(f"{path}: found {size} bytes, allowed {MAX_BYTES}")
-        image = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+    image = read_bytes(path)
     if image.startswith(_HDF5):
         raise ArtifactError(f"{path}: an HDF5 file, but not one of nmtool's")
     if not image.startswith(_MAGIC):

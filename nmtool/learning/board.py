@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,11 +17,17 @@ from nmtool.training.injection import Measured
 
 @dataclass
 class Spent:
-    """What was asked of a target: runs, weights written, seconds that it was busy."""
+    """What was asked of a target: runs, weights written, seconds that it was busy with runs."""
 
     runs: int = 0
     writes: int = 0
     seconds: float = 0.0
+
+
+def busy(recording: Recording) -> float:
+    """Seconds that a target took for a run, its failed attempts included, by its own clock."""
+    attempts = recording.provenance.get("attempts", ())
+    return float(recording.wall_time) + sum(float(attempt["seconds"]) for attempt in attempts)
 
 
 @dataclass
@@ -50,9 +55,8 @@ class Board:
         Raises:
             ArtifactError: something that was asked for was not recorded.
         """
-        began = time.perf_counter()
         recording = self.session.run(SpikeTrain.from_raster(inputs), probe=self.probe)
-        self.spent.seconds += time.perf_counter() - began
+        self.spent.seconds += busy(recording)
         self.spent.runs += 1
         self._check(recording, inputs.shape[2])
         return {name: Measured.whole(train.batch()) for name, train in recording.spikes.items()}
@@ -65,9 +69,7 @@ class Board:
             for name, mantissa in mantissas.items()
             if not np.array_equal(mantissa, on_board[name].weight_mantissa)
         }
-        began = time.perf_counter()
         written = sum(self.session.write_weights(n, m) for n, m in changed.items())
-        self.spent.seconds += time.perf_counter() - began
         self.spent.writes += written
         return written
 

@@ -1,8 +1,9 @@
-"""Checkpoints of a loop: HDF5 without pickle, enough to go on to the same bits."""
+"""Checkpoints of a loop, enough to go on to the same bits, and what a finished leg came to."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,70 @@ from nmtool.compiler import Program
 from nmtool.errors import ArtifactError
 from nmtool.formats.artifacts import DAMAGE
 from nmtool.formats.claims import build, check_arrays
-from nmtool.formats.container import Array, Container, read_container, write_container
+from nmtool.formats.container import (
+    Array,
+    Container,
+    read_bytes,
+    read_container,
+    write_container,
+    write_json,
+)
 from nmtool.learning.board import Spent
+from nmtool.learning.budget import UNLIMITED, Budget, Limit
 from nmtool.learning.host import HostState
-from nmtool.learning.loop import LoopState, Round
+from nmtool.learning.loop import LoopState, Round, Timing
 
 SCHEMA = "nmtool.loop/v1"
+LEG = "nmtool.leg/v1"
+
+
+@dataclass(frozen=True)
+class Leg:
+    """What a finished part of a study came to: test accuracy, and what it took of its target.
+
+    One that learned has its rounds, and the limit of its budget that ended it if one did.
+    """
+
+    accuracy: float
+    spent: Spent
+    history: list[Round] = field(default_factory=list)
+    ended: Limit | None = None
+    budget: Budget = UNLIMITED
+
+
+def save_leg(path: Path, leg: Leg, key: str) -> None:
+    """Write what a leg came to; ``key`` says what it belongs to."""
+    write_json(path, {"schema": LEG, "key": key, **asdict(leg)})
+
+
+def load_leg(path: Path, key: str) -> Leg:
+    """What a leg came to.
+
+    Raises:
+        ArtifactError: missing, damaged, or of another study.
+    """
+    content = read_bytes(path)
+    try:
+        plain = json.loads(content)
+        belongs = plain.pop("schema") == LEG and plain.pop("key") == key
+        values = {
+            "spent": build(Spent, plain["spent"]),
+            "budget": build(Budget, plain["budget"]),
+            "history": [_round(entry) for entry in plain["history"]],
+        }
+        leg = build(Leg, {**plain, **values}) if belongs else None
+    except DAMAGE as error:
+        raise ArtifactError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+    if leg is None:
+        raise ArtifactError(f"{path}: {_OTHER}")
+    if not 0 <= leg.accuracy <= 1:
+        raise ArtifactError(f"{path}: found the accuracy {leg.accuracy}, allowed 0 to 1")
+    return leg
+
+
+_OTHER = (
+    "belongs to another loop or other settings; use the same options, or --force to start afresh"
+)
 
 
 def save_state(path: Path, state: LoopState, key: str) -> None:
@@ -33,6 +92,7 @@ def save_state(path: Path, state: LoopState, key: str) -> None:
         "best_round": state.best_round,
         "spent": asdict(state.spent),
         "history": [asdict(entry) for entry in state.history],
+        "ended": state.ended,
     }
     write_container(path, Container(SCHEMA, header, arrays))
 
@@ -46,10 +106,7 @@ def load_state(path: Path, key: str) -> LoopState:
     container = read_container(path)
     header = container.header
     if container.schema != SCHEMA or header.get("key") != key:
-        raise ArtifactError(
-            f"{path}: belongs to another loop or other settings; use the same options, or --force "
-            "to start afresh"
-        )
+        raise ArtifactError(f"{path}: {_OTHER}")
 
     def group(prefix: str) -> dict[str, Array]:
         return {
@@ -66,12 +123,17 @@ def load_state(path: Path, key: str) -> LoopState:
             "best": group("best"),
             "masks": group("masks"),
             "spent": build(Spent, header["spent"]),
-            "history": [build(Round, entry) for entry in header["history"]],
+            "history": [_round(entry) for entry in header["history"]],
+            "ended": header.get("ended"),
             **{key: header[key] for key in keys},
         }
         return build(LoopState, values)
     except DAMAGE as error:
         raise ArtifactError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+
+
+def _round(plain: dict[str, Any]) -> Round:
+    return build(Round, {**plain, "timing": build(Timing, plain.get("timing", {}))})
 
 
 def check_state(path: Path, state: LoopState, program: Program, fresh: LoopState) -> None:
@@ -86,6 +148,8 @@ def check_state(path: Path, state: LoopState, program: Program, fresh: LoopState
     for group, arrays in found.items():
         check_arrays(f"{path}: {group}", arrays, wanted[group])
     counts = [state.spent.runs, state.spent.writes, *state.host.updates.values()]
+    if [entry.round for entry in state.history] != [*range(len(state.history))]:
+        raise ArtifactError(f"{path}: found rounds out of order, allowed 0, 1, 2, ...")
     if set(state.host.updates) != set(fresh.host.updates) or not all(
         isinstance(count, int) and count >= 0 for count in counts
     ):

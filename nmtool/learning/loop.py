@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +18,7 @@ from nmtool.config import Experiment
 from nmtool.data import Samples, load_split, spikes_of
 from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
 from nmtool.learning.board import Board, Spent
+from nmtool.learning.budget import UNLIMITED, Budget, Limit
 from nmtool.learning.host import Host, HostState
 from nmtool.learning.rule import Batch, Setting
 from nmtool.learning.rules import make_rule
@@ -28,10 +31,25 @@ Layers = Literal["readout", "all"]
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Where the seconds of a round went.
+
+    ``board``: the target was busy. ``gradients``: the rule and the optimizer. ``rest``: writing
+    weights, encoding samples, reading out, looking for suspects, and keeping account.
+    """
+
+    board: float = 0.0
+    gradients: float = 0.0
+    rest: float = 0.0
+
+
+@dataclass(frozen=True)
 class Round:
     """One round; round 0 is the measurement before any learning.
 
-    ``suspects`` has (dead, stuck) counts per population, ``written`` the weights changed.
+    ``suspects`` has (dead, stuck) counts per population, ``written`` the weights changed,
+    ``probed`` the fraction of all neurons and steps that was measured. Rounds that differ in their
+    ``timing`` alone are equal.
     """
 
     round: int
@@ -39,6 +57,8 @@ class Round:
     loss: float | None
     written: int
     suspects: dict[str, list[int]]
+    probed: float = 1.0
+    timing: Timing = field(default_factory=Timing, compare=False)
 
 
 @dataclass
@@ -46,7 +66,8 @@ class LoopState:
     """Everything that the rest of a loop depends on: saved after every round.
 
     ``masks`` are 0 for neurons that look dead or stuck. The runs that were ``spent`` number
-    those of a target, by which transient faults of a simulator are drawn.
+    those of a target, by which transient faults of a simulator are drawn. ``ended`` is the limit
+    of the budget that ended the loop before its last round, if one did.
     """
 
     host: HostState
@@ -56,6 +77,7 @@ class LoopState:
     masks: dict[str, FloatArray] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
     history: list[Round] = field(default_factory=list)
+    ended: Limit | None = None
 
     @classmethod
     def start(cls, program: Program, shadow: Mapping[str, FloatArray]) -> LoopState:
@@ -75,8 +97,10 @@ class Loop:
         layers: ``readout`` changes the last layer alone, ``all`` every layer.
         state: where to begin or to continue.
         on_batch: called after every batch.
-        on_round: called with the state after every round.
+        on_round: called with the state after every round, and when the budget ends the loop.
         chip: the target's; found by its name unless given.
+        budget: what the rounds may take; the measurement before them and the test after them
+            run in any case, and are counted all the same.
     """
 
     experiment: Experiment
@@ -87,6 +111,7 @@ class Loop:
     on_batch: Callable[[], None] = lambda: None
     on_round: Callable[[LoopState], None] = lambda state: None
     chip: ChipSpec | None = None
+    budget: Budget = UNLIMITED
 
     def __post_init__(self) -> None:
         chip = self.chip or load_chip(self.program.chip)
@@ -94,16 +119,32 @@ class Loop:
         rule = make_rule(self.experiment.finetune.rule, Setting(twin, self.experiment))
         self._host = Host(twin, rule)
         self._board = Board(self.session, spent=self.state.spent)
+        self._longest = {"train": 0.0, "validation": 0.0}
+        self._begin_round()
         self._train = _Split.load(self.experiment, self.program, "train")
         self._validation = _Split.load(self.experiment, self.program, "validation")
 
     def run(self) -> Program:
-        """Learn for the rounds that are left; returns the program of the best round."""
-        self._write()
-        if not self.state.history:
+        """Learn for the rounds that are left; returns the program of the best round.
+
+        A round that would pass the budget is dropped whole.
+        """
+        self.state.ended = None
+        if self.state.history:
+            self._restore()
+        else:
+            self._begin_round()
+            self._write()
             self._finish_round(None, 0)
         while len(self.state.history) <= self.experiment.finetune.rounds:
-            losses, written = self._learn_round(len(self.state.history) - 1)
+            before = copy.deepcopy(self.state.host)
+            self._begin_round()
+            learned = self._learn_round(len(self.state.history) - 1)
+            if learned is None:
+                self.state.host = before
+                self.on_round(self.state)
+                break
+            losses, written = learned
             self._finish_round(float(np.mean(losses)), written)
         self._board.write(self.state.best)
         return self.program.with_weights(self.state.best)
@@ -113,7 +154,15 @@ class Loop:
         samples = _Split.load(self.experiment, self.program, split)
         return samples.accuracy(self.experiment, self._board.run(samples.raster))
 
-    def _learn_round(self, index: int) -> tuple[list[float], int]:
+    def _restore(self) -> None:
+        """Write back what was on the target when the last round ended; that costs no budget."""
+        on_board = self._board.program.network.projections
+        for name, mantissa in self._host.mantissas(self.state.host).items():
+            if not np.array_equal(mantissa, on_board[name].weight_mantissa):
+                self.session.write_weights(name, mantissa)
+
+    def _learn_round(self, index: int) -> tuple[list[float], int] | None:
+        """One pass over the training samples; losses and weights written, None if it was ended."""
         config = self.experiment.finetune
         order = np.random.default_rng([self.experiment.seed, 2, index]).permutation(
             len(self._train.samples)
@@ -122,13 +171,43 @@ class Loop:
         losses, written = [], 0
         for start in range(0, len(order), config.batch):
             chosen = order[start : start + config.batch]
+            if self._ended(sum(self._longest.values())):
+                return None
             batch = self._measure(self._train, chosen)
             rates = self._rates(index + start / len(order))
-            loss = self._host.update(self.state.host, self._board.program, batch, learning, rates)
-            losses.append(loss)
-            written += self._write()
+            losses.append(self._update(batch, learning, rates))
+            mantissas = self._host.mantissas(self.state.host)
+            if self._ended(self._longest["validation"], self._writes_ahead(mantissas)):
+                return None
+            written += self._board.write(mantissas)
             self.on_batch()
         return losses, written
+
+    def _update(self, batch: Batch, learning: list[str], rates: Mapping[str, float]) -> float:
+        """One step of learning; returns the loss."""
+        began = time.perf_counter()
+        loss = self._host.update(self.state.host, self._board.program, batch, learning, rates)
+        self._learned += time.perf_counter() - began
+        return loss
+
+    def _ended(self, seconds: float, writes: int = 0) -> bool:
+        """Whether so much more would pass the budget.
+
+        What comes is taken to last as long as the longest of its kind so far: a batch, and the
+        validation without which a round is worth nothing.
+        """
+        spent = self.state.spent
+        self.state.ended = self.budget.passed(spent.seconds + seconds, spent.writes + writes)
+        return self.state.ended is not None
+
+    def _writes_ahead(self, mantissas: Mapping[str, IntArray]) -> int:
+        """Weights to write now, and those to write back if the best round were to be restored."""
+        if self.budget.writes is None:
+            return 0
+        projections = self._board.program.network.projections
+        on_board = {name: p.weight_mantissa for name, p in projections.items()}
+        now = _differing(mantissas, on_board)
+        return now + _differing(self.state.best, mantissas) if now else 0
 
     def _learning(self, index: int) -> list[str]:
         """The output layer learns in every round, hidden layers after ``readout_rounds``."""
@@ -153,14 +232,30 @@ class Loop:
     def _measure(self, split: _Split, chosen: IntArray | slice = slice(None)) -> Batch:
         """Run samples on the target."""
         inputs, labels = split.raster[chosen], split.samples.labels[chosen]
-        return Batch(inputs, labels, self._board.run(inputs), self.state.masks)
+        before = self.state.spent.seconds
+        batch = Batch(inputs, labels, self._board.run(inputs), self.state.masks)
+        seconds = self.state.spent.seconds - before
+        self._longest[split.name] = max(self._longest[split.name], seconds)
+        return batch
+
+    def _begin_round(self) -> None:
+        self._began, self._learned = time.perf_counter(), 0.0
+        self._busy = self.state.spent.seconds
+
+    def _timing(self) -> Timing:
+        """Where the time since the round began went."""
+        board = self.state.spent.seconds - self._busy
+        rest = time.perf_counter() - self._began - board - self._learned
+        return Timing(board, self._learned, max(rest, 0.0))
 
     def _finish_round(self, loss: float | None, written: int) -> None:
         batch = self._measure(self._validation)
         accuracy = self._validation.accuracy(self.experiment, batch.measured)
         suspects = self._mask_suspects(batch)
         index = len(self.state.history)
-        self.state.history.append(Round(index, accuracy, loss, written, suspects))
+        probed = probed_share(self.program, batch.measured)
+        done = Round(index, accuracy, loss, written, suspects, probed)
+        self.state.history.append(replace(done, timing=self._timing()))
         if accuracy >= self.state.best_accuracy:
             self.state.best_accuracy, self.state.best_round = accuracy, index
             deployed = self.session.program.network.projections
@@ -173,10 +268,27 @@ class Loop:
         return {name: [int(s.dead.sum()), int(s.stuck.sum())] for name, s in found.items()}
 
 
+def probed_share(program: Program, measured: Mapping[str, Measured]) -> float:
+    """The fraction of all neurons and steps of a program that was measured."""
+    sizes = program.network.sizes
+    shares = {
+        name: float(np.broadcast_to(found.known, found.spikes.shape).mean())
+        for name, found in measured.items()
+    }
+    known = sum(sizes[name] * shares.get(name, 0.0) for name in program.order)
+    return known / sum(sizes[name] for name in program.order)
+
+
+def _differing(some: Mapping[str, IntArray], others: Mapping[str, IntArray]) -> int:
+    """How many weights differ."""
+    return sum(int(np.count_nonzero(some[name] != others[name])) for name in some)
+
+
 @dataclass(frozen=True, eq=False)
 class _Split:
     """One part of the data set, encoded."""
 
+    name: str
     samples: Samples
     raster: BoolArray
     output: str
@@ -185,7 +297,7 @@ class _Split:
     def load(cls, experiment: Experiment, program: Program, split: str) -> _Split:
         samples = load_split(experiment.data, split)
         raster = spikes_of(samples, experiment.data).batch()
-        return cls(samples, raster, program.network.outputs[0])
+        return cls(split, samples, raster, program.network.outputs[0])
 
     def accuracy(self, experiment: Experiment, measured: Mapping[str, Measured]) -> float:
         output = SpikeTrain.from_raster(measured[self.output].spikes)

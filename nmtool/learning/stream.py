@@ -332,7 +332,7 @@ class Stream:
         """All samples, or as many as the budget of time allows."""
         for index in range(len(self.incoming)):
             if self._time_is_up():
-                self.course.ended = f"sample {index}: board_seconds are spent; the rest did not run"
+                self.course.ended = f"sample {index}: the board time is spent; the rest did not run"
                 break
             self._take(index)
             self.on_sample()
@@ -371,21 +371,22 @@ class Stream:
         weights = learner.learn(self._board.program, batch)
         if self._too_many(weights):
             at = len(self.course.correct) - 1
-            self.course.ended = f"sample {at}: max_writes are spent; the rest ran without learning"
+            self.course.ended = f"sample {at}: the writes are spent; the rest ran without learning"
             return -1
         written = self._board.write(weights)
         self.course.last = self._board.program
         return written
 
     def _too_many(self, weights: Mapping[str, IntArray]) -> bool:
-        if self._config.max_writes is None:
+        limit = self.experiment.finetune.writes
+        if limit is None:
             return False
         deployed = self._board.program.network.projections
         more = sum(np.count_nonzero(deployed[n].weight_mantissa != w) for n, w in weights.items())
-        return bool(self.course.spent.writes + more > self._config.max_writes)
+        return bool(self.course.spent.writes + more > limit)
 
     def _time_is_up(self) -> bool:
         """Both passes, where there is a frozen one, have the same share of the time."""
-        limit = self._config.board_seconds
+        limit = self.experiment.finetune.board_time
         share = 2 if self._config.control else 1
         return limit is not None and self.course.spent.seconds >= limit / share

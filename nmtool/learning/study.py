@@ -1,19 +1,25 @@
 """A fine-tuning study: the loop on a target and the controls that give its gain a meaning.
 
-The columns, each over the same fault seeds and with the same rule and rounds:
+The columns, each over the same seeds and with the same rule and rounds:
 
 - fault_free: the program on the healthy simulator, no training;
 - transfer: the program on the target, no training;
 - simulation: trained on the healthy simulator, then put on the target;
 - readout: only the last layer trained, on the target;
 - loop: every layer trained, on the target.
+
+Seeds are those of the invented faults. A target without any has the seeds of the loop itself: the
+order of the samples and the local readouts.
+
+A column is made of legs, such as ``loop-seed7``, one after another. A leg that is finished has a
+file of its own and is not run again; one that learns is checkpointed after every round.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +28,45 @@ from threadpoolctl import threadpool_limits
 
 from nmtool import formats
 from nmtool.backends import open_session
+from nmtool.backends.replay import Log, NoLog
 from nmtool.chip import HardwareConfig, load_chip
 from nmtool.compiler import Program
 from nmtool.config import Experiment
 from nmtool.fixedpoint import FloatArray
-from nmtool.learning.checkpoint import check_state, load_state, save_state
-from nmtool.learning.loop import Layers, Loop, LoopState
+from nmtool.learning.board import Spent
+from nmtool.learning.budget import UNLIMITED, Budget
+from nmtool.learning.checkpoint import (
+    Leg,
+    check_state,
+    load_leg,
+    load_state,
+    save_leg,
+    save_state,
+)
+from nmtool.learning.loop import Layers, Loop, LoopState, Round
+from nmtool.learning.verdict import Verdict, judge
 
 Progress = Callable[[int, int, str], None]
+LEARNING: Mapping[str, Layers] = {"readout": "readout", "loop": "all"}
+"""The columns that learn on the target, and which layers of them do."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """Test accuracy (a fraction) of one column: mean, standard deviation, one value per seed."""
+    """Test accuracy (a fraction) of one column: mean, standard deviation, one value per seed.
+
+    ``spent`` is what all seeds took of the target, ``rounds`` what each did, of which ``probed`` is
+    the mean fraction of neurons and steps that was measured, and ``ended`` the limits of the
+    budget that ended any.
+    """
 
     mean: float
     std: float
     seeds: list[float]
+    spent: Spent = field(default_factory=Spent, compare=False)
+    rounds: tuple[int, ...] = ()
+    probed: float | None = None
+    ended: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, values: list[float]) -> Column:
@@ -46,34 +74,93 @@ class Column:
         std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         return cls(float(np.mean(values)), std, values)
 
+    @classmethod
+    def of_legs(cls, legs: list[Leg], histories: list[list[Round]]) -> Column:
+        """The column of what its legs on the target came to, and of its rounds wherever done."""
+        spent = Spent(
+            sum(leg.spent.runs for leg in legs),
+            sum(leg.spent.writes for leg in legs),
+            sum(leg.spent.seconds for leg in legs),
+        )
+        probed = [entry.probed for history in histories for entry in history]
+        return replace(
+            cls.of([leg.accuracy for leg in legs]),
+            spent=spent,
+            rounds=tuple(len(history) - 1 for history in histories),
+            probed=float(np.mean(probed)) if probed else None,
+            ended=tuple(sorted({leg.ended for leg in legs if leg.ended})),
+        )
+
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Columns by name, and the rounds of every loop that ran, by column and seed."""
+    """Columns by name, and the rounds of every leg that learned."""
 
     columns: Mapping[str, Column]
-    rounds: Mapping[str, list[dict[str, Any]]]
+    rounds: Mapping[str, list[Round]]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the loop was worth it."""
+        return judge({name: column.seeds for name, column in self.columns.items()})
+
+    @property
+    def equal_rounds(self) -> bool:
+        """Whether every leg did the same number of rounds."""
+        return len({len(history) for history in self.rounds.values()}) <= 1
+
+    def at_equal_rounds(self) -> dict[str, float]:
+        """Mean over seeds of the best validation accuracy up to the last round that all did."""
+        last = min((len(history) for history in self.rounds.values()), default=0)
+        best: dict[str, list[float]] = {}
+        for leg, history in self.rounds.items():
+            reached = max(entry.validation_accuracy for entry in history[:last])
+            best.setdefault(leg.partition("-seed")[0], []).append(reached)
+        return {name: float(np.mean(values)) for name, values in best.items()}
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
+        """Plain values for a JSON file.
+
+        All but the seconds can be had again; from a log those that the target was busy as well.
+        """
         return {
-            "columns": {name: asdict(column) for name, column in self.columns.items()},
-            "rounds": dict(self.rounds),
+            "columns": {name: _without(column, "spent") for name, column in self.columns.items()},
+            "spent": {name: asdict(column.spent) for name, column in self.columns.items()},
+            "verdict": asdict(self.verdict),
+            "equal_rounds": self.equal_rounds,
+            "validation_at_equal_rounds": self.at_equal_rounds(),
+            "rounds": {
+                name: [_without(entry, "timing") for entry in row]
+                for name, row in self.rounds.items()
+            },
+            "timing": {
+                name: [asdict(entry.timing) for entry in row] for name, row in self.rounds.items()
+            },
         }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One seed of a study: its experiment and its target."""
+
+    seed: int
+    experiment: Experiment
+    target: HardwareConfig
 
 
 @dataclass
 class Study:
-    """Runs the columns one after another; every loop is checkpointed after every round.
+    """Runs the columns one after another.
 
     Args:
-        experiment: its ``finetune`` section says rounds, rates, controls and seeds.
+        experiment: its ``finetune`` section says rounds, rates, controls, seeds and the budget.
         program: compiled for the target; its synapse formats stay.
         shadow: real weights that the host starts from, by projection.
         hardware: the target.
         healthy: the same chip without faults, a simulator.
         folder: where checkpoints and the learned programs go.
         progress: called with (batches done, batches in all, what runs).
+        log: keeps what the target answers, or follows what it answered.
     """
 
     experiment: Experiment
@@ -83,17 +170,23 @@ class Study:
     healthy: HardwareConfig
     folder: Path
     progress: Progress = lambda done, total, what: None
-    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    log: Log = field(default_factory=NoLog)
+    rounds: dict[str, list[Round]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.experiment.finetune
-        first = self.hardware.faults.seed if self.hardware.faults else 0
-        self.seeds = [*range(first, first + (config.seeds if self.hardware.faults else 1))]
-        train = self.experiment.data
+        self._trials = [*self._seeded(config.seeds)]
         self._done = 0
-        self._batches = config.rounds * _batches(train, config.batch)
-        loops = len(self.seeds) * (1 + ("readout" in config.controls))
-        self._total = self._batches * (loops + ("simulation" in config.controls))
+        self._batches = config.rounds * _batches(self.experiment, config.batch)
+        on_target = [name for name in LEARNING if name in (*config.controls, "loop")]
+        self._learners = len(self._trials) * len(on_target)
+        simulated = len(self._simulated()) if "simulation" in config.controls else 0
+        self._total = self._batches * (self._learners + simulated)
+
+    @property
+    def seeds(self) -> list[int]:
+        """One for each value of a column."""
+        return [trial.seed for trial in self._trials]
 
     def run(self) -> StudyResult:
         """All columns, on one thread: arrays this small lose by being shared out."""
@@ -102,89 +195,194 @@ class Study:
 
     def _columns(self) -> StudyResult:
         controls = self.experiment.finetune.controls
-        plain = self._accuracy(self.program, self.healthy)
-        columns = {"fault_free": [plain for _ in self.seeds]}
+        plain = self._measured("fault_free", self.program, self.healthy)
+        columns = {"fault_free": Column.of([plain.accuracy for _ in self._trials])}
+        legs: dict[str, list[Leg]] = {}
         if "transfer" in controls:
-            columns["transfer"] = [self._accuracy(self.program, t) for t in self._targets()]
+            legs["transfer"] = [
+                self._measured(f"transfer-seed{trial.seed}", self.program, trial.target)
+                for trial in self._trials
+            ]
         if "simulation" in controls:
-            learned, _ = self._learn("simulation", self.healthy, "all")
-            columns["simulation"] = [self._accuracy(learned, t) for t in self._targets()]
-        layers: dict[str, Layers] = {"readout": "readout", "loop": "all"}
-        for name, which in layers.items():
+            legs["simulation"] = self._simulation()
+        spent = [leg.spent for column in legs.values() for leg in column]
+        budget = self._budget().share(spent, self._learners)
+        for name, layers in LEARNING.items():
             if name in (*controls, "loop"):
-                columns[name] = [
-                    self._learn(f"{name}-seed{seed}", target, which)[1]
-                    for seed, target in zip(self.seeds, self._targets(), strict=True)
+                legs[name] = [
+                    self._learned(f"{name}-seed{trial.seed}", trial, layers, budget)[0]
+                    for trial in self._trials
                 ]
-        return StudyResult({n: Column.of(values) for n, values in columns.items()}, self.rounds)
+        for name, column in legs.items():
+            rounds = [row for leg, row in self.rounds.items() if leg.partition("-seed")[0] == name]
+            columns[name] = Column.of_legs(column, rounds)
+        return StudyResult(columns, self.rounds)
 
-    def _targets(self) -> list[HardwareConfig]:
-        if self.hardware.faults is None:
-            return [self.hardware]
-        return [self.hardware.with_faults(seed=seed) for seed in self.seeds]
+    def _simulation(self) -> list[Leg]:
+        """Learned on the healthy simulator, measured on the target."""
+        programs = {
+            name: self._learned(name, replace(trial, target=self.healthy), "all", UNLIMITED)[1]
+            for name, trial in self._simulated().items()
+        }
+        learned = [*programs.values()]
+        each = learned if len(learned) > 1 else learned * len(self._trials)
+        return [
+            self._measured(f"simulation-on-seed{trial.seed}", program, trial.target)
+            for trial, program in zip(self._trials, each, strict=True)
+        ]
 
-    def _accuracy(self, program: Program, target: HardwareConfig) -> float:
+    def _simulated(self) -> dict[str, Trial]:
+        """The legs on the healthy simulator: one, if the seeds are those of faults alone."""
+        if self.hardware.faults:
+            return {"simulation": self._trials[0]}
+        return {f"simulation-seed{trial.seed}": trial for trial in self._trials}
+
+    def _seeded(self, count: int) -> list[Trial]:
+        faults, experiment = self.hardware.faults, self.experiment
+        if faults:
+            return [
+                Trial(seed, experiment, self.hardware.with_faults(seed=seed))
+                for seed in range(faults.seed, faults.seed + count)
+            ]
+        return [
+            Trial(seed, experiment.model_copy(update={"seed": seed}), self.hardware)
+            for seed in range(experiment.seed, experiment.seed + count)
+        ]
+
+    def _budget(self) -> Budget:
+        config = self.experiment.finetune
+        return Budget(config.board_time, config.writes)
+
+    def _measured(self, name: str, program: Program, target: HardwareConfig) -> Leg:
         """Test accuracy of a program on a target."""
-        with open_session(program, target) as session:
-            state = LoopState.start(program, self.shadow)
-            chip = load_chip(self.hardware.chip)
+        key = self._key(name, self.experiment, program, target)
+        if finished := self._finished(name, key, target):
+            return finished
+        state = LoopState.start(program, self.shadow)
+        chip = load_chip(self.hardware.chip)
+        log = self._log(target)
+        log.begin(name)
+        with log.watch(open_session(program, target)) as session:
             loop = Loop(self.experiment, program, session, "all", state, chip=chip)
-            return loop.accuracy("test")
+            leg = Leg(loop.accuracy("test"), state.spent)
+        save_leg(self._file(name), leg, key)
+        return leg
 
-    def _learn(self, name: str, target: HardwareConfig, layers: Layers) -> tuple[Program, float]:
-        """One loop, from its checkpoint if there is one; the learned program, its accuracy."""
-        folder = self.folder / name
-        checkpoint = folder / "state.h5"
-        key = self._key(name, target, layers)
-        state = fresh = LoopState.start(self.program, self.shadow)
-        if checkpoint.is_file():
-            state = load_state(checkpoint, key)
-            check_state(checkpoint, state, self.program, fresh)
-        resumed = max(len(state.history) - 1, 0) * self._batches // self.experiment.finetune.rounds
-        end = self._done + self._batches
-        self._done += resumed
+    def _learned(
+        self, name: str, trial: Trial, layers: Layers, budget: Budget
+    ) -> tuple[Leg, Program]:
+        """One loop, from its checkpoint if there is one; the learned program too."""
+        place = self.folder / name
+        key = self._key(name, trial.experiment, self.program, trial.target, layers)
+        self._done += self._batches
+        finished = self._finished(name, key, trial.target)
+        if finished and not (finished.ended and finished.budget != budget):
+            learned: Program = formats.load_as(place / "program.h5", Program)
+            self.rounds[name] = finished.history
+            return finished, learned
+        state = self._state(place / "state.h5", key)
+        learned, accuracy = self._loop(name, trial, layers, budget, state, key)
+        formats.save(place / "program.h5", learned)
+        leg = Leg(accuracy, state.spent, state.history, state.ended, budget)
+        save_leg(self._file(name), leg, key)
+        self.rounds[name] = state.history
+        return leg, learned
+
+    def _state(self, path: Path, key: str) -> LoopState:
+        """The state to go on from, or that of the beginning."""
+        fresh = LoopState.start(self.program, self.shadow)
+        if not path.is_file():
+            return fresh
+        state = load_state(path, key)
+        check_state(path, state, self.program, fresh)
+        return state
+
+    def _loop(
+        self,
+        name: str,
+        trial: Trial,
+        layers: Layers,
+        budget: Budget,
+        state: LoopState,
+        key: str,
+    ) -> tuple[Program, float]:
+        log, before = self._log(trial.target), self._done - self._batches
+        rounds = trial.experiment.finetune.rounds
+        done = before + max(len(state.history) - 1, 0) * self._batches // rounds
 
         def on_batch() -> None:
-            self._done += 1
-            self.progress(self._done, self._total, name)
+            nonlocal done
+            done += 1
+            self.progress(done, self._total, _told(name, state, rounds))
 
+        def on_round(current: LoopState) -> None:
+            log.mark(len(current.history) - 1, session.program.fingerprint)
+            save_state(self.folder / name / "state.h5", current, key)
+
+        target = trial.target
         if target.faults:
             target = target.with_faults(first_run=state.spent.runs)
-        with open_session(self.program, target) as session:
-            loop = Loop(
-                self.experiment,
-                self.program,
-                session,
-                layers,
-                state,
-                on_batch,
-                lambda current: save_state(checkpoint, current, key),
-                load_chip(self.hardware.chip),
-            )
+        log.begin(name, len(state.history) - 1 if state.history else None)
+        chip = load_chip(self.hardware.chip)
+        with log.watch(open_session(self.program, target)) as session:
+            settings = (self.program, session, layers, state, on_batch, on_round, chip, budget)
+            loop = Loop(trial.experiment, *settings)
             learned = loop.run()
-            accuracy = loop.accuracy("test")
-        self._done = end
-        formats.save(folder / "program.h5", learned)
-        self.rounds[name] = [asdict(entry) for entry in state.history]
-        return learned, accuracy
+            return learned, loop.accuracy("test")
 
-    def _key(self, name: str, target: HardwareConfig, layers: Layers) -> str:
+    def _log(self, target: HardwareConfig) -> Log:
+        """The log, of the target alone: what a simulator does can be had again."""
+        return NoLog() if target is self.healthy else self.log
+
+    def _file(self, name: str) -> Path:
+        return self.folder / name / "leg.json"
+
+    def _finished(self, name: str, key: str, target: HardwareConfig) -> Leg | None:
+        """What a leg came to, if it is finished."""
+        path = self._file(name)
+        if not path.is_file():
+            return None
+        self._log(target).skip(name)
+        return load_leg(path, key)
+
+    def _key(
+        self,
+        name: str,
+        experiment: Experiment,
+        program: Program,
+        target: HardwareConfig,
+        layers: Layers | None = None,
+    ) -> str:
+        """What a leg depends on, but for the budget, which may grow."""
+        apart = {"controls", "seeds", "board_time", "writes"}
         return json.dumps(
             {
                 "name": name,
                 "layers": layers,
-                "program": self.program.fingerprint,
-                "finetune": self.experiment.finetune.model_dump(exclude={"controls", "seeds"}),
-                "surrogate": self.experiment.surrogate.model_dump(),
-                "noise": noise.model_dump() if (noise := self.experiment.train.noise) else None,
-                "seed": self.experiment.seed,
-                "target": target.model_dump(exclude={"timeouts", "probes"}),
+                "program": program.fingerprint,
+                "finetune": experiment.finetune.model_dump(mode="json", exclude=apart),
+                "surrogate": experiment.surrogate.model_dump(),
+                "noise": noise.model_dump() if (noise := experiment.train.noise) else None,
+                "seed": experiment.seed,
+                "target": target.model_dump(mode="json", exclude={"timeouts", "probes"}),
             },
             sort_keys=True,
         )
 
 
-def _batches(data: Any, batch: int) -> int:
+def _without(entry: Column | Round, key: str) -> dict[str, Any]:
+    """The plain values of all fields but one."""
+    return {name: value for name, value in asdict(entry).items() if name != key}
+
+
+def _told(name: str, state: LoopState, rounds: int) -> str:
+    """What runs, for people."""
+    done = state.history
+    text = f"{name}, round {len(done)} of {rounds}"
+    return f"{text}, validation {done[-1].validation_accuracy:.4f}" if done else text
+
+
+def _batches(experiment: Experiment, batch: int) -> int:
     from nmtool.data import load_split
 
-    return -(-len(load_split(data, "train")) // batch)
+    return -(-len(load_split(experiment.data, "train")) // batch)

@@ -32,6 +32,8 @@ RUNNERS = {
     "finetune": WRITERS["finetune"],
     "compare": ["compare", "reference", "reference", "--program", "run/program.h5", *GIVEN],
 }
+KEPT = {"finetune": ("new/fault_free/leg.json", "new/transfer-seed3/leg.json")}
+"""What was finished before the end; --resume does not run it again."""
 ENDS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
 
 
@@ -69,7 +71,7 @@ def test_a_signal_while_a_program_runs(nmtool, folder, unchanged, monkeypatch, v
         signal.raise_signal(number)
 
     monkeypatch.setattr(ReferenceSession, "run", run)
-    with unchanged(folder):
+    with unchanged(folder, KEPT.get(verb, ())):
         assert nmtool(*RUNNERS[verb]).code == ENDS[number][0]
 
 
@@ -207,7 +209,7 @@ def test_lava_leaves_no_process_behind(folder, unchanged, long_input, none_left,
 def test_a_timeout(nmtool, folder, unchanged, monkeypatch, verb):
     monkeypatch.setattr(ReferenceSession, "run", lambda *_, **__: time.sleep(30))
     started = time.monotonic()
-    with unchanged(folder):
+    with unchanged(folder, KEPT.get(verb, ())):
         done = nmtool(*RUNNERS[verb], "--timeout", "300ms")
     assert time.monotonic() - started < 10
     assert done.code == 124
@@ -232,7 +234,7 @@ def small_files_only():
 
 @pytest.mark.parametrize("verb", ["compile", "finetune"])
 def test_a_disk_that_is_full(shell, folder, unchanged, verb):
-    with unchanged(folder):
+    with unchanged(folder, KEPT.get(verb, ())):
         done = shell(*WRITERS[verb], "--json", preexec_fn=small_files_only)
     assert done.code == 9, done.err
     assert "new" in done.err

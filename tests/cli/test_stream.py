@@ -35,20 +35,20 @@ def test_a_stream_writes_its_weights_and_its_report(nmtool, folder):
 
 
 def test_the_table_says_what_came_of_it(nmtool, folder):
-    done = nmtool(*STREAM, *SHORT, "-s", "finetune.stream.max_writes=0")
+    done = nmtool(*STREAM, *SHORT, "--writes", "1")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[0] == "accuracy on reference as samples came"
     assert [line.split()[0] for line in lines[3:5]] == ["adapting", "frozen"]
     assert "to 12" in lines[1]
-    assert "adapting: sample 0: max_writes are spent" in done.out
+    assert "adapting: sample 0: the writes are spent" in done.out
     assert "program.h5" in lines[-1]
 
 
 def test_passes_that_end_at_different_samples_have_a_table(nmtool, folder):
-    done = nmtool(*STREAM, *SHORT, "-s", "finetune.stream.board_seconds=1e-6")
+    done = nmtool(*STREAM, *SHORT, "--board-time", "0.000001ms")
     assert done.code == 0, done.err
-    assert "frozen: sample 1: board_seconds are spent" in done.out
+    assert "frozen: sample 1: the board time is spent" in done.out
 
 
 @pytest.mark.parametrize(

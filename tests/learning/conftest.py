@@ -74,12 +74,12 @@ class Study:
         return Loop(self.experiment, self.program, session, layers, state, **hooks)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def experiment():
     return make_experiment
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def study():
     return Study.make
 

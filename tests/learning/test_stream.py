@@ -24,7 +24,7 @@ EMULATOR = load_hardware("emulator")
 ROTATE = {"kind": "rotate", "to": 45.0}
 
 
-def settings(**stream):
+def settings(writes=None, board_time=None, **stream):
     return Experiment.model_validate(
         {
             "schema": "nmtool.experiment/v1",
@@ -52,7 +52,12 @@ def settings(**stream):
                 "optimizer": {"name": "adam", "lr": 4e-3},
                 "loss": {"kind": "count_cross_entropy", "scale": 0.1},
             },
-            "finetune": {"scale": 0.3, "stream": {"lr": 0.01, **stream}},
+            "finetune": {
+                "scale": 0.3,
+                "writes": writes,
+                "board_time": board_time,
+                "stream": {"lr": 0.01, **stream},
+            },
         }
     )
 
@@ -169,21 +174,21 @@ def test_weights_that_are_written_act_on_the_next_sample(program):
 def test_a_budget_of_writes_ends_learning_and_is_kept_to(program):
     free = run(program, samples=60, drift=ROTATE)
     limit = free.spent.writes // 2
-    course = run(program, samples=60, drift=ROTATE, max_writes=limit)
+    course = run(program, samples=60, drift=ROTATE, writes=limit)
     assert 0 < course.spent.writes <= limit
-    assert "max_writes are spent" in course.ended
+    assert "the writes are spent" in course.ended
     assert len(course.correct) == 60
     end = int(course.ended.split(":")[0].removeprefix("sample "))
     assert course.written[:end] == free.written[:end]
     assert set(course.written[end:]) == {-1}
-    none = run(program, samples=60, drift=ROTATE, max_writes=0)
+    none = run(program, samples=60, drift=ROTATE, writes=1)
     assert (none.spent.writes, none.last.fingerprint) == (0, program.fingerprint)
 
 
 def test_a_budget_of_time_ends_the_stream(program):
-    course = run(program, samples=60, board_seconds=1e-9)
+    course = run(program, samples=60, board_time="0.000001ms")
     assert len(course.correct) == 1
-    assert "board_seconds are spent" in course.ended
+    assert "the board time is spent" in course.ended
 
 
 def test_nothing_is_learned_from_samples_whose_label_is_unknown(program):
