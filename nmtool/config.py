@@ -7,16 +7,18 @@ readout, checks) are kept with the network and the program under the same types.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BeforeValidator,
     Field,
     PlainSerializer,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -855,24 +857,53 @@ class Stream(Strict):
     control: bool = True
 
 
+RuleName = Literal["dcll", "readout", "bptt-injected"]
+OWN_RULE = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+
+
+def _rule(name: Any) -> Any:
+    if name in get_args(RuleName) or (isinstance(name, str) and re.fullmatch(OWN_RULE, name)):
+        return name
+    raise ValueError("'dcll', 'readout', 'bptt-injected' or module:name of your own rule")
+
+
+RuleOrEntry = Annotated[
+    str,
+    BeforeValidator(_rule),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": [*get_args(RuleName)]},
+                {"type": "string", "pattern": f"^{OWN_RULE}$"},
+            ]
+        }
+    ),
+]
+
+
 class Finetune(Strict):
     """How to learn from measured spikes. A round is one pass over ``samples``.
 
-    The last layer learns alone for ``readout_rounds``, then every layer does, hidden ones at
-    ``hidden_lr``. ``scale`` is that of the local readouts' logits. ``seeds`` fault seeds are run,
-    counting up from the target's; on a target without invented faults seeds of the experiment.
-    ``board_time``, which the target may be busy, and ``writes``, the weights that may be written,
-    are for a whole study, or stream (None: without limit). ``stream`` is for
-    ``nmtool finetune --stream``.
+    ``rule`` is ``dcll``, ``readout``, ``bptt-injected``, or ``module:name`` of a callable that
+    makes one. The last layer learns alone for ``readout_rounds``, then every layer does, hidden
+    ones at ``hidden_lr``; ``rates`` has populations with a rate of their own (0: they do not
+    learn). ``scale`` is that of the local readouts' logits, which count spikes from step
+    ``burn_in`` on. ``seeds`` fault seeds are run, counting up from the target's; on a target
+    without invented faults seeds of the experiment. ``board_time``, which the target may be busy,
+    and ``writes``, the weights that may be written, are for a whole study, or stream (None: without
+    limit). ``stream`` is for ``nmtool finetune --stream``.
     """
 
-    rule: Literal["dcll"] = "dcll"
+    rule: RuleOrEntry = "dcll"
     rounds: Positive = 8
     readout_rounds: Annotated[int, Field(ge=0)] = 3
     batch: Positive = 32
     lr: Rate = 2e-3
     hidden_lr: Rate = 1e-4
+    rates: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     scale: Rate = 0.1
+    burn_in: Annotated[int, Field(ge=0)] = 0
+    regularizers: list[Regularizer] = []
     samples: Literal["train"] = "train"
     controls: list[Control] = ["transfer", "simulation", "readout"]
     seeds: Positive = 1

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from common import Row, Statement, step
 
 from nmtool.config import FastSigmoidSurrogate
-from nmtool.learning.dcll import random_readout
+from nmtool.learning.local import random_readout
 
 SAMPLES, INPUTS, NEURONS, CLASSES, RATE, SEED = 16, 64, 64, 10, 0.1, 0
 KEEP_Q, KEEP_P, KEEP_R = 0.5, 0.9, 0.65

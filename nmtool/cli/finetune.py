@@ -25,6 +25,7 @@ from nmtool.formats.container import refuse_overwrite, write_json
 from nmtool.formats.sessionlog import LogFile, about, find_target, part_of
 from nmtool.network import Network
 from nmtool.provenance import provenance, sha256
+from nmtool.training import require_torch
 from nmtool.yamlio import parse_duration
 
 if TYPE_CHECKING:
@@ -223,7 +224,9 @@ def _study(
     log: Log,
     options: Options,
 ) -> None:
+    require_torch()
     from nmtool.learning.study import Study
+    from nmtool.training.model import is_trained
 
     if hardware.faults:
         note(options, f"{hardware.name} is a simulator with invented defects, not a chip")
@@ -232,6 +235,7 @@ def _study(
     shadow = {
         name: projection.weight.astype(np.float64)
         for name, projection in network.projections.items()
+        if is_trained(projection)
     }
     with progress(options, f"finetune on {hardware.name}") as update, resumable(options):
         study = Study(experiment, program, shadow, hardware, healthy, folder, update, log)

@@ -9,9 +9,10 @@ import numpy as np
 
 from nmtool.chip import SynapseFormat
 from nmtool.compiler import Program
+from nmtool.errors import ConfigError
 from nmtool.fixedpoint import FloatArray, IntArray
 from nmtool.learning.dcll import Suspects, find_suspects
-from nmtool.learning.rule import Batch, Rule
+from nmtool.learning.rule import Batch, Gradients, Rule
 from nmtool.learning.twin import Twin
 from nmtool.quantization import WEIGHT_SCALE, quantize_weights
 
@@ -60,6 +61,7 @@ class Host:
         """
         self.twin.deploy(deployed)
         found = self.rule.gradients(self.twin, batch, learning)
+        check_gradients(found, deployed)
         for name, gradient in found.weights.items():
             projection = deployed.network.projections[name]
             _adam(state, name, gradient, rates[projection.target])
@@ -83,6 +85,30 @@ class Host:
             name: quantize_weights(shadow, projections[name].format)
             for name, shadow in state.shadow.items()
         }
+
+
+def check_gradients(gradients: Gradients, program: Program) -> None:
+    """Check what a rule made.
+
+    Raises:
+        ConfigError: of no projection of the program, of another shape, or no finite numbers.
+    """
+    projections = program.network.projections
+    for name, gradient in gradients.weights.items():
+        if name not in projections:
+            raise ConfigError(
+                f"finetune.rule: found a gradient of {name!r}, allowed {', '.join(projections)}"
+            )
+        if np.shape(gradient) != (shape := projections[name].weight_mantissa.shape):
+            raise ConfigError(
+                f"finetune.rule: projection {name}: found a gradient of shape "
+                f"{np.shape(gradient)}, allowed {shape}, as the weights"
+            )
+        if not np.all(np.isfinite(gradient)):
+            raise ConfigError(
+                f"finetune.rule: projection {name}: found a gradient that is not finite, allowed "
+                "finite numbers"
+            )
 
 
 def _keep_in_range(shadow: FloatArray, format: SynapseFormat) -> None:

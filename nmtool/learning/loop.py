@@ -16,6 +16,7 @@ from nmtool.chip import ChipSpec, load_chip
 from nmtool.compiler import Program
 from nmtool.config import Experiment
 from nmtool.data import Samples, load_split, spikes_of
+from nmtool.errors import ConfigError
 from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
 from nmtool.learning.board import Board, Spent
 from nmtool.learning.budget import UNLIMITED, Budget, Limit
@@ -114,6 +115,7 @@ class Loop:
     budget: Budget = UNLIMITED
 
     def __post_init__(self) -> None:
+        check_rates(self.experiment.finetune.rates, self.program)
         chip = self.chip or load_chip(self.program.chip)
         twin = Twin(self.program, chip, self.experiment.surrogate, self.experiment.train.noise)
         rule = make_rule(self.experiment.finetune.rule, Setting(twin, self.experiment))
@@ -207,23 +209,22 @@ class Loop:
         projections = self._board.program.network.projections
         on_board = {name: p.weight_mantissa for name, p in projections.items()}
         now = _differing(mantissas, on_board)
-        return now + _differing(self.state.best, mantissas) if now else 0
+        return now + _differing(mantissas, self.state.best) if now else 0
 
     def _learning(self, index: int) -> list[str]:
         """The output layer learns in every round, hidden layers after ``readout_rounds``."""
-        outputs = self.program.network.outputs
-        hidden = self.layers == "all" and index >= self.experiment.finetune.readout_rounds
-        return [name for name in self.program.order if hidden or name in outputs]
+        config, outputs = self.experiment.finetune, self.program.network.outputs
+        hidden = self.layers == "all" and index >= config.readout_rounds
+        learning = [name for name in self.program.order if hidden or name in outputs]
+        return [name for name in learning if config.rates.get(name) != 0]
 
     def _rates(self, progress: float) -> dict[str, float]:
         """Learning rates, falling to zero as a cosine over all rounds."""
         config = self.experiment.finetune
         factor = 0.5 * (1 + math.cos(math.pi * progress / config.rounds))
         outputs = self.program.network.outputs
-        return {
-            name: factor * (config.lr if name in outputs else config.hidden_lr)
-            for name in self.program.order
-        }
+        plain = {n: config.lr if n in outputs else config.hidden_lr for n in self.program.order}
+        return {name: factor * config.rates.get(name, rate) for name, rate in plain.items()}
 
     def _write(self) -> int:
         """Write the weights that changed; returns their number."""
@@ -282,6 +283,18 @@ def probed_share(program: Program, measured: Mapping[str, Measured]) -> float:
 def _differing(some: Mapping[str, IntArray], others: Mapping[str, IntArray]) -> int:
     """How many weights differ."""
     return sum(int(np.count_nonzero(some[name] != others[name])) for name in some)
+
+
+def check_rates(rates: Mapping[str, float], program: Program) -> None:
+    """Check that rates are those of populations.
+
+    Raises:
+        ConfigError: the program has no population of that name.
+    """
+    for name in rates:
+        if name not in program.network.populations:
+            allowed = ", ".join(program.network.populations)
+            raise ConfigError(f"finetune.rates: found the population {name!r}, allowed {allowed}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from nmtool.quantization import (
 )
 from nmtool.training.engine import EventNetwork
 from nmtool.training.injection import Measured
+from nmtool.training.model import Synapses
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,11 @@ class Twin:
         """The name of the only input."""
         (name,) = self.network.inputs
         return name
+
+    @cached_property
+    def synapses(self) -> tuple[Synapses, ...]:
+        """All projections, as they are trained."""
+        return tuple(s for stage in self.model.stages for s in stage.incoming + stage.within)
 
     def deploy(self, program: Program) -> None:
         """Take over the weights that were written to the target."""

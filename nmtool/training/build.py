@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nmtool.config import Experiment
 from nmtool.data import input_shape, n_classes, n_features
@@ -27,13 +28,15 @@ def build_network(experiment: Experiment, folder: Path) -> Network:
     """
     inputs, classes = n_features(experiment.data), n_classes(experiment.data)
     if experiment.network.entry:
-        make = _entry(experiment.network.entry, folder)
+        make = find_entry("network.entry", experiment.network.entry, folder)
         try:
             network = make(inputs, classes, experiment.seed)
         except NmtoolError:
             raise
         except Exception as error:
-            raise _failure(experiment.network.entry, "failed", error) from error
+            raise entry_failure(
+                "network.entry", experiment.network.entry, "failed", error
+            ) from error
         if not isinstance(network, Network):
             raise ConfigError(
                 f"network.entry {experiment.network.entry}: found a return value of type "
@@ -53,27 +56,34 @@ def build_network(experiment: Experiment, folder: Path) -> Network:
     )
 
 
-def _entry(entry: str, folder: Path) -> Callable[[int, int, int], object]:
+def find_entry(key: str, entry: str, folder: Path) -> Callable[..., Any]:
+    """The function of ``module:function`` that a key of an experiment names.
+
+    The module is looked for in ``folder`` first.
+
+    Raises:
+        ConfigError: it cannot be imported, or has no such function.
+    """
     module_name, _, function_name = entry.partition(":")
     sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise _failure(entry, "cannot be imported", error) from error
+        raise entry_failure(key, entry, "cannot be imported", error) from error
     finally:
         sys.path.remove(str(folder))
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise ConfigError(f"network.entry {entry}: {module_name} has no function {function_name}")
-    made: Callable[[int, int, int], object] = function
+        raise ConfigError(f"{key} {entry}: {module_name} has no function {function_name}")
+    made: Callable[..., Any] = function
     return made
 
 
-def _failure(entry: str, what: str, error: Exception) -> ConfigError:
+def entry_failure(key: str, entry: str, what: str, error: Exception) -> ConfigError:
+    """What a user's own function did not do, and where."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return ConfigError(
-        f"network.entry {entry}: {what} ({type(error).__name__}: {error}; "
-        f"{last.filename}:{last.lineno})"
+        f"{key} {entry}: {what} ({type(error).__name__}: {error}; {last.filename}:{last.lineno})"
     )
 
 

@@ -253,13 +253,21 @@ class EventNetwork(Model):
         self, x: torch.Tensor, populations: tuple[str, ...], draw: Draw | None
     ) -> dict[str, torch.Tensor]:
         """Spikes of the populations, shape (samples, neurons, steps)."""
-        return self._spikes(x, populations, draw, {})
+        return self._spikes(x, populations, draw, {}, {})
 
     def injected(
-        self, x: torch.Tensor, populations: tuple[str, ...], measured: Mapping[str, Measured]
+        self,
+        x: torch.Tensor,
+        populations: tuple[str, ...],
+        measured: Mapping[str, Measured],
+        healthy: Mapping[str, Array] = MappingProxyType({}),
     ) -> dict[str, torch.Tensor]:
-        """``spikes``, with measured ones in place of the model's; see ``training.injection``."""
-        return self._spikes(x, populations, None, measured)
+        """``spikes``, with measured ones in place of the model's; see ``training.injection``.
+
+        ``healthy``, by population and of shape (neurons,), is 0 for neurons whose spikes do not
+        follow their inputs: no gradient goes through them.
+        """
+        return self._spikes(x, populations, None, measured, healthy)
 
     def _spikes(
         self,
@@ -267,11 +275,12 @@ class EventNetwork(Model):
         populations: tuple[str, ...],
         draw: Draw | None,
         measured: Mapping[str, Measured],
+        healthy: Mapping[str, Array],
     ) -> dict[str, torch.Tensor]:
         self.learned.clamp()
         weights = [self.weight(name) for name in self.trained]
         changing = self.learned.dynamic.values()
-        spikes = _Pass.apply(self, populations, x, draw, measured, *weights, *changing)
+        spikes = _Pass.apply(self, populations, x, draw, measured, healthy, *weights, *changing)
         return {name: s.permute(0, 2, 1) for name, s in zip(populations, spikes, strict=True)}
 
     def states(self, x: torch.Tensor) -> dict[str, States]:
@@ -443,10 +452,11 @@ class _Pass(torch.autograd.Function):
         x: torch.Tensor,
         draw: Draw | None,
         measured: Mapping[str, Measured],
+        healthy: Mapping[str, Array],
         *_: torch.Tensor,
     ) -> Any:
         run = network.run(x, names, draw, measured=measured)
-        ctx.network, ctx.run, ctx.names = network, run, names
+        ctx.network, ctx.run, ctx.names, ctx.healthy = network, run, names, healthy
         ctx.set_materialize_grads(False)
         spikes = tuple(torch.from_numpy(run.spikes[name]).to(torch.float32) for name in names)
         run.spikes.clear()
@@ -467,10 +477,11 @@ class _Pass(torch.autograd.Function):
                 network.take_back(name, run, wanted, received, found)
             gradient = _gathered(layer, wanted, voltage.shape)
             if gradient is not None:
-                arriving = _arriving(layer, gradient, voltage, run, network.learned, found)
+                follow = _following(layer, ctx.healthy)
+                arriving = _arriving(layer, gradient, voltage, run, network.learned, found, follow)
                 _send_back(layer, arriving, run, network, wanted, received, found)
         names = (*network.trained, *network.learned.dynamic)
-        return None, None, None, None, None, *(found.get(name) for name in names)
+        return None, None, None, None, None, None, *(found.get(name) for name in names)
 
 
 def _run_layer(
@@ -599,6 +610,16 @@ def _gathered(layer: Layer, wanted: dict[str, Array], size: tuple[int, ...]) -> 
     return gradient
 
 
+def _following(layer: Layer, healthy: Mapping[str, Array]) -> Array | None:
+    """1 for neurons that follow their inputs, and 0 for others; None if all do."""
+    if healthy.keys().isdisjoint(layer.slices):
+        return None
+    follow = np.ones(layer.n, dtype=np.float32)
+    for name, part in layer.slices.items():
+        follow[part] = healthy.get(name, 1)
+    return follow
+
+
 def _arriving(
     layer: Layer,
     gradient: Array,
@@ -606,10 +627,13 @@ def _arriving(
     run: Run,
     learned: Learned,
     found: dict[str, torch.Tensor],
+    follow: Array | None,
 ) -> Array:
     """The gradients of what arrives at a stage, in place of those of its spikes."""
+    if follow is not None:
+        gradient *= follow
     if layer.within:
-        _through_loop(layer, gradient, voltage, run.weight)
+        _through_loop(layer, gradient, voltage, run.weight, follow)
         return gradient
     if (apart := run.apart.get(next(iter(layer.slices)))) is not None:
         arriving, decays = dynamics.backward(apart, learned, gradient, voltage)
@@ -627,7 +651,11 @@ def _arriving(
 
 
 def _through_loop(
-    layer: Layer, gradient: Array, voltage: Array, weight: Mapping[str, Rounded]
+    layer: Layer,
+    gradient: Array,
+    voltage: Array,
+    weight: Mapping[str, Rounded],
+    follow: Array | None,
 ) -> None:
     """``_arriving`` where spikes come back: the gradient of a spike is that of all it brought."""
     steps = gradient.shape[1]
@@ -642,6 +670,8 @@ def _through_loop(
                 if t + delay < steps:
                     came = gradient[:, t + delay, target]
                     gradient[:, t, source] += w.step_back(came, weight[w.synapses.name])
+            if follow is not None:
+                gradient[:, t] *= follow
             kernels.backward_step(t, gradient, voltage, layer.shape, layer.surrogate, g_u, g_v)
 
 

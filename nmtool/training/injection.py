@@ -47,6 +47,16 @@ class Measured:
         """All neurons at all steps."""
         return cls(spikes, np.ones((1, 1, 1), dtype=np.bool_), voltage)
 
+    def steps(self, part: slice) -> Measured:
+        """Of some steps only."""
+        voltage, where = self.voltage, self.voltage_known
+        return Measured(
+            self.spikes[..., part],
+            _steps(self.known, part),
+            None if voltage is None else voltage[..., part],
+            None if where is None else _steps(where, part),
+        )
+
     def levels(self, threshold: IntArray) -> Array:
         """Thresholds that give the measured spikes, shape (samples, steps, neurons).
 
@@ -69,3 +79,7 @@ class Measured:
             where=seen.swapaxes(1, 2),
             casting="same_kind",
         )
+
+
+def _steps(known: BoolArray, part: slice) -> BoolArray:
+    return known if known.shape[-1] == 1 else known[..., part]

@@ -112,3 +112,26 @@ def make_program(
 def small_program():
     """``small_program(seed, delays, axonal, ...)``."""
     return make_program
+
+
+@pytest.fixture(scope="session")
+def small_loop():
+    """A program whose hidden population excites and inhibits itself, two steps later."""
+    rng = np.random.default_rng(0)
+    neuron = CubaLif(1.0, 0.3, 0.1)
+    dense = {
+        name: rng.normal(0.1, 0.5, shape)
+        for name, shape in {"in": (6, 7), "own": (6, 6), "out": (8, 6)}.items()
+    }
+    network = Network(
+        "loop",
+        {"input": Input((7,))},
+        {"hidden": Population((6,), neuron), "output": Population((8,), neuron)},
+        {
+            "in": Projection.dense("input", "hidden", dense["in"]),
+            "own": Projection.dense("hidden", "hidden", dense["own"], 1),
+            "out": Projection.dense("hidden", "output", dense["out"]),
+        },
+        ("output",),
+    )
+    return compile_program(network, CHIP, None, 24)

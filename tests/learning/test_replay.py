@@ -5,17 +5,21 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trainable import networks
 
 from nmtool.backends import open_session
 from nmtool.chip import Faults, load_chip, load_hardware
+from nmtool.compiler import compile_program
 from nmtool.config import SlayerSurrogate
+from nmtool.errors import FitError
 from nmtool.fixedpoint import fires
 from nmtool.learning.dcll import find_suspects
+from nmtool.learning.replay import replay
 from nmtool.learning.twin import Twin
 from nmtool.spikes import SpikeTrain
 from nmtool.training.injection import Measured
 
-REFERENCE = load_hardware("reference")
+CHIP, REFERENCE = load_chip("loihi2"), load_hardware("reference")
 
 
 def run(program, seed=0, faults=None, samples=6, rate=0.4):
@@ -32,7 +36,7 @@ def run(program, seed=0, faults=None, samples=6, rate=0.4):
 
 def voltages(program, spikes):
     measured = {name: Measured.whole(spikes[name]) for name in program.order}
-    twin = Twin(program, load_chip("loihi2"), SlayerSurrogate())
+    twin = Twin(program, CHIP, SlayerSurrogate())
     return {n: r.voltage for n, r in twin.replay(spikes["input"], measured).items()}
 
 
@@ -53,6 +57,34 @@ def test_on_a_healthy_target_it_is_the_voltage_before_the_reset(
         np.testing.assert_array_equal(np.where(fired, 0, before), recording.voltage[name])
         threshold = program.network.populations[name].threshold
         np.testing.assert_array_equal(fires(before, threshold), fired)
+
+
+@settings(max_examples=15, deadline=None)
+@given(network=networks(), seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.3, 1.0]))
+def test_a_few_steps_at_a_time_it_is_the_engines(network, seed, share):
+    """Of any network, whatever part of it was measured."""
+    rng, steps = np.random.default_rng(seed), 40
+    program = compile_program(network, CHIP, None, steps)
+    inputs = rng.random((2, network.sizes["input"], steps)) < 0.4
+    measured = {
+        name: Measured(rng.random(size) < 0.3, rng.random(size) < share)
+        for name, p in network.populations.items()
+        if rng.random() < 0.7
+        for size in [(2, p.size, steps)]
+    }
+    twin, names = Twin(program, CHIP, SlayerSurrogate()), [*network.populations]
+    try:
+        whole = twin.replay(inputs, measured)
+    except FitError:
+        return
+    if max(np.abs(r.voltage).max() for r in whole.values()) >= (1 << 23) - 1:
+        return  # the chip saturates there, and the engine goes on
+    chunks = [*replay(twin, inputs, measured, names)]
+    assert len(chunks) > 1
+    for name, expected in whole.items():
+        for found, wanted in (("spikes", expected.spikes), ("voltage", expected.voltage)):
+            parts = [getattr(chunk, found)[name] for chunk in chunks]
+            np.testing.assert_array_equal(np.moveaxis(np.concatenate(parts), 0, -1), wanted)
 
 
 def test_something_spikes_in_these_programs(small_program):
