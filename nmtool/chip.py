@@ -24,7 +24,7 @@ from pydantic import (
 
 from nmtool import yamlio
 from nmtool.errors import ConfigError
-from nmtool.faultmodel import Faults
+from nmtool.faultmodel import CoreName, Faults
 from nmtool.yamlio import Strict
 
 T = TypeVar("T")
@@ -518,7 +518,8 @@ class HardwareConfig(Strict):
 
     ``current_overflow: lava`` has lava-sim fold u once, as Lava does, not modulo 2^24 as the chip.
     ``chips`` are those of the board and ``cores_per_chip`` how many cores of each can be used
-    (all, unless given). ``by_core`` has a simulator run every core's share of a program by itself.
+    (all, unless given); ``excluded_cores`` are left free. ``by_core`` has a simulator run every
+    core's share of a program by itself.
     ``board``, ``measure`` and ``allow_python_models`` are lava-loihi's; ``recovery`` is what to do
     after a fault of the board, one step before each further attempt.
     """
@@ -534,6 +535,7 @@ class HardwareConfig(Strict):
     timeouts: Timeouts = Timeouts()
     chips: Annotated[int, Field(ge=1, le=1 << 14)] = 1
     cores_per_chip: Annotated[int, Field(ge=1, le=1 << 14)] | None = None
+    excluded_cores: Annotated[tuple[CoreName, ...], Field(strict=False)] = ()
     by_core: bool = False
     board: Board | None = None
     measure: list[Literal["power", "time"]] = []
@@ -784,7 +786,22 @@ def load_hardware(name: str, overrides: Sequence[str] = ()) -> HardwareConfig:
             f"{path}:{where}: cores_per_chip: found {config.cores_per_chip}, allowed 1 to {cores}, "
             f"the cores of {config.chip}"
         )
+    _check_excluded(document, config, cores)
     return config.model_copy(update={"chip": str(found)}) if _is_path(config.chip) else config
+
+
+def _check_excluded(document: yamlio.Document, config: HardwareConfig, cores: int) -> None:
+    """Excluded cores are cores of the board."""
+    for index, name in enumerate(config.excluded_cores):
+        chip, core = divmod(name, cores) if isinstance(name, int) else name
+        if chip >= config.chips or core >= cores:
+            where = ":".join(map(str, document.where(("excluded_cores", index))))
+            found = name if isinstance(name, int) else list(name)
+            raise ConfigError(
+                f"{document.path}:{where}: excluded_cores: found {found}, allowed 0 to "
+                f"{config.chips * cores - 1}, or [chip, core] up to [{config.chips - 1}, "
+                f"{cores - 1}]"
+            )
 
 
 def _overriding_chip(name: str) -> Path:

@@ -892,6 +892,11 @@ class Finetune(Strict):
     without invented faults seeds of the experiment. ``board_time``, which the target may be busy,
     and ``writes``, the weights that may be written, are for a whole study, or stream (None: without
     limit). ``stream`` is for ``nmtool finetune --stream``.
+
+    ``probes`` are the populations whose spikes are measured (the outputs always are), ``probed``
+    the fraction of the neurons of each hidden one that is, drawn from the experiment's seed; with
+    ``probe_voltage`` their voltage is measured too. With ``diagnosis`` the target is looked over
+    before it learns, with test weights that are taken back, and what cannot learn is left alone.
     """
 
     rule: RuleOrEntry = "dcll"
@@ -910,6 +915,10 @@ class Finetune(Strict):
     stream: Stream = Stream()
     board_time: BoardTime | None = None
     writes: Positive | None = None
+    probes: Literal["all", "outputs"] | list[str] = "all"
+    probed: Annotated[float, Field(gt=0, le=1)] = 1.0
+    probe_voltage: bool = False
+    diagnosis: bool = True
 
 
 class Check(Strict):

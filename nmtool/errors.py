@@ -61,6 +61,10 @@ class BoardError(NmtoolError, RuntimeError):
     exit_code = 8
 
 
+class AlignmentError(BoardError):
+    """What was recorded cannot be put beside the model's steps."""
+
+
 class BoardTimeout(BoardError, TimeoutError):
     """The board, or the simulator, was silent past its own timeout."""
 

@@ -103,6 +103,17 @@ class LateProjection(Strict):
     by: Steps
 
 
+class Offset(Strict):
+    """Spikes of all inputs that arrive ``by`` steps late, or recordings that are ``by`` steps late.
+
+    What a late recording (``output_offset``) shows in its first steps is silence, spikes and states
+    alike; the last steps of a sample fall off its end.
+    """
+
+    kind: Literal["input_offset", "output_offset"]
+    by: Steps
+
+
 class MissingReset(Strict):
     """A population whose periodic reset does not happen.
 
@@ -159,6 +170,7 @@ Injected = Annotated[
     | WeightBit
     | StaleWrite
     | LateProjection
+    | Offset
     | MissingReset
     | ResetPhase
     | Swapped

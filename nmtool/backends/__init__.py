@@ -131,8 +131,9 @@ def open_session(program: Program, hardware: HardwareConfig) -> Session:
 def _site(program: Program, hardware: HardwareConfig) -> Site:
     """Where a placement must fit: the chips of a board, or as many as it names in a simulator."""
     if hardware.backend == "lava-loihi":
-        return Site(hardware.chips, hardware.cores_per_chip)
-    return Site(1 + max((part.chip for part in program.placement), default=0))
+        return Site(hardware.chips, hardware.cores_per_chip, excluded=hardware.excluded_cores)
+    chips = 1 + max((part.chip for part in program.placement), default=0)
+    return Site(chips, excluded=hardware.excluded_cores)
 
 
 def check_target(program: Program, hardware: HardwareConfig) -> None:

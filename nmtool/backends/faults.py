@@ -32,7 +32,8 @@ class Defects:
 
     ``kept`` are the populations that are not reset between the samples of a run, ``lines`` has the
     output line of each neuron where they are exchanged, ``singles`` are the single spikes that are
-    lost or late, and ``steps`` is where the recording of a sample ends. ``numbers`` are those of a
+    lost or late, ``late`` counts the steps by which recordings are late, and ``steps`` is where the
+    recording of a sample ends. ``numbers`` are those of a
     node and of its neurons by which spikes are lost by chance, where they are not its own.
     ``failed`` are the dead cores, and how many neurons of which populations each took along.
     """
@@ -50,6 +51,7 @@ class Defects:
     kept: frozenset[str] = frozenset()
     lines: Mapping[str, IntArray] = field(default_factory=dict)
     singles: tuple[SpikeFault, ...] = ()
+    late: int = 0
     steps: int | None = None
     numbers: Mapping[str, tuple[int, IntArray]] = field(default_factory=dict)
     failed: Mapping[Core, Mapping[str, int]] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from nmtool.faultmodel import (
     Injected,
     LateProjection,
     MissingReset,
+    Offset,
     ResetPhase,
     SpikeFault,
     StaleWrite,
@@ -133,12 +134,10 @@ def _with_fault(defects: Defects, fault: Injected, at: _At) -> Defects:
         return replace(defects, stale={**defects.stale, fault.projection: mask})
     if isinstance(fault, LateProjection):
         return _with_delay(defects, fault, at)
-    if isinstance(fault, MissingReset):
-        if at.population(fault.population).reset is None:
-            return replace(defects, kept=defects.kept | {fault.population})
-        return _with_reset(defects, fault.population, None)
-    if isinstance(fault, ResetPhase):
-        return _with_reset(defects, fault.population, _later(defects, fault, at))
+    if isinstance(fault, Offset):
+        return _with_offset(defects, fault, at)
+    if isinstance(fault, MissingReset | ResetPhase):
+        return _with_wrong_reset(defects, fault, at)
     if isinstance(fault, Swapped):
         return _with_swap(defects, fault, at)
     if isinstance(fault, SpikeFault):
@@ -187,6 +186,32 @@ def _with_delay(defects: Defects, fault: LateProjection, at: _At) -> Defects:
     late = replace(projection, delay=projection.delay + fault.by)
     network = replace(net, projections={**net.projections, fault.projection: late})
     return replace(defects, network=network)
+
+
+def _with_offset(defects: Defects, fault: Offset, at: _At) -> Defects:
+    """Late inputs are late through every projection; late recordings are the probes' alone."""
+    if fault.kind == "output_offset":
+        return replace(defects, late=defects.late + fault.by)
+    for name, source in at.network.inputs.items():
+        if source.drives:
+            at.fail(
+                f"the input {name}, which drives {source.drives} itself",
+                "inputs that reach populations through projections",
+            )
+    for name, projection in at.network.projections.items():
+        if projection.source in at.network.inputs:
+            late = LateProjection(kind="delay", projection=name, by=fault.by)
+            defects = _with_delay(defects, late, at)
+    return defects
+
+
+def _with_wrong_reset(defects: Defects, fault: MissingReset | ResetPhase, at: _At) -> Defects:
+    name = fault.population
+    if isinstance(fault, ResetPhase):
+        return _with_reset(defects, name, _later(defects, fault, at))
+    if at.population(name).reset is None:
+        return replace(defects, kept=defects.kept | {name})
+    return _with_reset(defects, name, None)
 
 
 def _with_reset(defects: Defects, name: str, reset: PeriodicReset | None) -> Defects:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from nmtool.backends.base import (
     InputBatch,
@@ -28,13 +31,15 @@ S = TypeVar("S")
 class Stream(Generic[S]):
     """The state of the samples of a stream, and how many steps it has run.
 
-    ``run`` counts it among the runs of the session: its pieces are one run.
+    ``run`` counts it among the runs of the session: its pieces are one run. ``held`` are the last
+    columns of what was recorded, by quantity and population, where recordings are late.
     """
 
     n_samples: int
     state: S
     run: int
     step: int = 0
+    held: dict[tuple[str, str], npt.NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +146,8 @@ class SimulatorSession(ManagedSession, Generic[S]):
         deadline = started + self._timeout if self._timeout else None
         run = stream.run if stream else self._next_run()
         outcome = self._advance(Order(batch, probes, run, deadline, progress), stream)
+        if self._defects and self._defects.late:
+            outcome = _late(outcome, self._defects.late, batch, stream)
         recorded = self._recorded(batch.n_steps, stream)
         facts: dict[str, Any] = {"input_sha256": batch.sha256, **outcome.counters}
         if self._defects:
@@ -168,6 +175,31 @@ class SimulatorSession(ManagedSession, Generic[S]):
             f"{self.name}: not done after {self._timeout:g} s, with {done} of {total} steps; "
             "raise timeouts.run of the target or run fewer samples"
         )
+
+
+def _late(outcome: Outcome, by: int, batch: InputBatch, stream: Stream[Any] | None) -> Outcome:
+    """What is recorded if every column comes ``by`` steps late; a stream holds the last ones."""
+    held = stream.held if stream else {}
+    begun = bool(stream and stream.step)
+
+    def late(quantity: str, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if begun and (quantity, name) not in held:
+            raise ConfigError(
+                f"stream: found a probe of the {quantity} of {name} that begins within it, allowed "
+                "the probes of its first piece while recordings are late (output_offset)"
+            )
+        none = np.zeros((*values.shape[:2], by), dtype=values.dtype)
+        joined = np.concatenate([held.get((quantity, name), none), values], axis=2)
+        held[quantity, name] = joined[..., values.shape[2] :]
+        return joined[..., : values.shape[2]]
+
+    spikes = {
+        name: SpikeTrain.from_raster(unbatch(late("spikes", name, train.batch()), batch.batched))
+        for name, train in outcome.spikes.items()
+    }
+    current = {name: late("current", name, values) for name, values in outcome.current.items()}
+    voltage = {name: late("voltage", name, values) for name, values in outcome.voltage.items()}
+    return Outcome(spikes, current, voltage, outcome.counters)
 
 
 def _cut(states: Mapping[str, IntArray], batch: InputBatch, recorded: int) -> dict[str, IntArray]:

@@ -199,6 +199,7 @@ class Job:
                 "weight_bits": hardware and hardware.weight_bits,
                 "chips": hardware and hardware.chips,
                 "cores_per_chip": hardware and hardware.cores_per_chip,
+                "excluded_cores": hardware and hardware.excluded_cores,
                 "probes": hardware and hardware.probes.model_dump(mode="json"),
                 "core_budget": self.core_budget,
                 "placement": sha256(Path(self.placement)) if self.placement else None,

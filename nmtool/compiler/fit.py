@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,10 +26,14 @@ from nmtool.compiler.place import (
 from nmtool.compiler.rules import Violation, core_overfull, too_many_cores, unsplittable
 from nmtool.compiler.wiring import Box, listed, whole
 from nmtool.errors import ConfigError
+from nmtool.faultmodel import CoreName
 from nmtool.fixedpoint import BoolArray
 from nmtool.network import counted
 from nmtool.operations import Shape
 from nmtool.quantization import QuantizedNetwork
+
+Core: TypeAlias = tuple[int, int]
+"""A core as (chip, core)."""
 
 SPLITTING = (
     "neurons",
@@ -48,7 +53,8 @@ class Site:
     ``cores`` of each chip can be used (None: all), ``probed`` names the populations whose spikes
     go to the host (None: the outputs). ``activity`` holds the spikes of every neuron; without it
     every neuron counts as one spike. ``placement`` replaces nmtool's own. Where there are more
-    slices than ``core_budget`` (None: than cores), slices share cores.
+    slices than ``core_budget`` (None: than cores), slices share cores. ``excluded`` cores, named by
+    number or as (chip, core), hold nothing.
     """
 
     chips: int = 1
@@ -57,6 +63,7 @@ class Site:
     activity: Activity | None = None
     placement: Placement | None = None
     core_budget: int | None = None
+    excluded: tuple[CoreName, ...] = ()
 
     @classmethod
     def of(cls, hardware: HardwareConfig, populations: Iterable[str]) -> Site:
@@ -66,7 +73,9 @@ class Site:
             ConfigError: the target probes a population that there is not.
         """
         probed = _probed(hardware, list(populations))
-        return cls(hardware.chips, hardware.cores_per_chip, probed)
+        return cls(
+            hardware.chips, hardware.cores_per_chip, probed, excluded=hardware.excluded_cores
+        )
 
     def cores_of(self, chip: ChipSpec) -> int:
         """Cores of each chip that can be used."""
@@ -74,7 +83,16 @@ class Site:
 
     def room(self, chip: ChipSpec) -> int:
         """Cores that can be used, of all chips."""
-        return self.cores_of(chip) * self.chips
+        return self.cores_of(chip) * self.chips - len(self.excluded_cores(chip))
+
+    def excluded_cores(self, chip: ChipSpec) -> frozenset[Core]:
+        """The cores, as (chip, core), that could be used and are to hold nothing."""
+        found = (divmod(n, chip.cores) if isinstance(n, int) else n for n in self.excluded)
+        return frozenset(
+            (number, core)
+            for number, core in found
+            if number < self.chips and core < self.cores_of(chip)
+        )
 
     def wanted(self, chip: ChipSpec) -> int:
         """Cores to keep to, if slices that share cores can: the budget, or all."""
@@ -172,15 +190,27 @@ def lay_out(
     bins = pack(demands, chip, site.wanted(chip))
     if len(bins) > site.room(chip):
         layers = [(name, len(held)) for name, held in boxes.items()]
-        return (), None, [too_many_cores(len(bins), n_cores, site.chips, layers, chip)]
+        return (), None, [_too_many_cores(len(bins), layers, chip, site)]
     flow = traffic(network, costs.wirings, slices, site.activity)
-    where = place(flow, bins, chip, n_cores)
+    excluded = [number * n_cores + core for number, core in site.excluded_cores(chip)]
+    where = place(flow, bins, chip, n_cores, excluded)
     core = {index: int(where[b]) for b, held in enumerate(bins) for index in held}
     placement = tuple(
         Slice(name, box, *divmod(core[index], n_cores)) for index, (name, box) in enumerate(slices)
     )
     hops = spike_hops(flow, placement, chip, _basis(site))
     return placement, _fit(network, chip, site, placement, demands, hops), []
+
+
+def _too_many_cores(
+    needed: int, layers: Sequence[tuple[str, int]], chip: ChipSpec, site: Site
+) -> Violation:
+    """More slices than there are cores to put them on."""
+    violation = too_many_cores(needed, site.cores_of(chip), site.chips, layers, chip)
+    if not site.excluded_cores(chip):
+        return violation
+    without = f"{site.room(chip)}: {violation.allowed} without {len(site.excluded_cores(chip))}"
+    return replace(violation, allowed=f"{without} excluded ones")
 
 
 def _too_many_neurons(network: QuantizedNetwork, chip: ChipSpec, site: Site) -> Violation | None:
@@ -205,6 +235,8 @@ def _given(
     network, chip = costs.network, costs.chip
     if wrong := misplaced(shapes_of(network), placement, site.chips, site.cores_of(chip)):
         return (), None, [violation for _, violation in wrong]
+    if excluded := list(_on_excluded(placement, site, chip)):
+        return (), None, excluded
     boxes = _boxes(network, placement)
     ordered = tuple(s for name in boxes for s in placement if s.population == name)
     demands = [costs.demand(s.population, s.box, boxes) for s in ordered]
@@ -226,9 +258,24 @@ def held_against(
         return []
     if wrong := misplaced(shapes_of(network), placement, site.chips, site.cores_of(chip)):
         return [violation for _, violation in wrong]
+    if excluded := list(_on_excluded(placement, site, chip)):
+        return excluded
     costs, boxes = Costs.of(network, chip, ()), _boxes(network, placement)
     demands = [costs.demand(s.population, s.box, boxes) for s in placement]
     return list(_overfull(chip, placement, demands))
+
+
+def _on_excluded(placement: Placement, site: Site, chip: ChipSpec) -> Iterable[Violation]:
+    """Slices on cores that are to hold nothing."""
+    excluded = site.excluded_cores(chip)
+    for part in placement:
+        if (part.chip, part.core) in excluded:
+            yield Violation(
+                "NM-FIT-031",
+                f"placement of {part.population} {listed(part.box)}",
+                f"chip {part.chip}, core {part.core}, which the target excludes",
+                "cores that are not among its excluded_cores",
+            )
 
 
 def shapes_of(network: QuantizedNetwork) -> dict[str, Shape]:

@@ -17,7 +17,7 @@ import numpy as np
 from nmtool.chip import ChipSpec
 from nmtool.compiler.partition import Boxes, Demand, exceeded, shares
 from nmtool.compiler.wiring import Box, Wiring, count, neurons
-from nmtool.fixedpoint import IntArray
+from nmtool.fixedpoint import BoolArray, IntArray
 from nmtool.operations import Shape
 from nmtool.quantization import QuantizedNetwork
 
@@ -111,24 +111,33 @@ def traffic(
     return matrix
 
 
-def place(flow: IntArray, bins: Sequence[Sequence[int]], chip: ChipSpec, n_cores: int) -> IntArray:
+def place(
+    flow: IntArray,
+    bins: Sequence[Sequence[int]],
+    chip: ChipSpec,
+    n_cores: int,
+    excluded: Sequence[int] = (),
+) -> IntArray:
     """The core of every bin of slices, by the placement with the fewest spike-hops of three.
 
     Bins go where their spikes to and from the placed ones go least, either in their order or each
     time the one with most such spikes; or one after the other on the next core. ``flow`` holds the
-    spikes between slices, ``n_cores`` counts the cores of each chip that can be used. Cores are
-    numbered on through the chips.
+    spikes between slices, ``n_cores`` counts the cores of each chip that can be used, all but the
+    ``excluded`` ones. Cores are numbered on through the chips.
     """
     between = _of_bins(flow, bins)
     both = between + between.T
-    positions = tile_positions(chip, n_cores, -(-len(bins) // n_cores) if bins else 1)
-    found = [_nearest(both, positions, attached) for attached in (True, False)]
-    found.append(np.arange(len(bins)))
+    n_chips = -(-(len(bins) + len(excluded)) // n_cores) if bins else 1
+    positions = tile_positions(chip, n_cores, n_chips)
+    usable = np.ones(len(positions), dtype=np.bool_)
+    usable[[core for core in excluded if core < usable.size]] = False
+    found = [_nearest(both, positions, usable, attached) for attached in (True, False)]
+    found.append(np.flatnonzero(usable)[: len(bins)])
     return min(found, key=lambda cores: _hops(between, positions[cores]))
 
 
-def _nearest(between: IntArray, positions: IntArray, attached: bool) -> IntArray:
-    """Bins one by one, each on the free core with the fewest spike-hops to those before it.
+def _nearest(between: IntArray, positions: IntArray, usable: BoolArray, attached: bool) -> IntArray:
+    """Bins one by one, each on the usable core with the fewest spike-hops to those before it.
 
     ``attached``: next comes the bin with most spikes to and from those before it.
     """
@@ -136,7 +145,7 @@ def _nearest(between: IntArray, positions: IntArray, attached: bool) -> IntArray
     tile = tile.ravel()
     apart = np.abs(tiles[:, None] - tiles[None]).sum(axis=2).astype(np.float64)
     cores = np.full(len(between), -1, dtype=np.int64)
-    free = np.ones(len(positions), dtype=np.bool_)
+    free = usable.copy()
     ties = np.zeros(len(between), dtype=np.int64)
     for _ in range(len(between)):
         placed = cores >= 0

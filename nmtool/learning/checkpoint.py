@@ -91,6 +91,9 @@ def save_state(path: Path, state: LoopState, key: str) -> None:
         "best_accuracy": state.best_accuracy,
         "best_round": state.best_round,
         "spent": asdict(state.spent),
+        "offsets": state.offsets,
+        "suspects": state.suspects,
+        "diagnosis": state.diagnosis,
         "history": [asdict(entry) for entry in state.history],
         "ended": state.ended,
     }
@@ -116,7 +119,7 @@ def load_state(path: Path, key: str) -> LoopState:
         }
 
     try:
-        keys = ("best_accuracy", "best_round")
+        keys = ("best_accuracy", "best_round", "offsets", "suspects", "diagnosis")
         host = {"shadow": group("shadow"), "first": group("first"), "second": group("second")}
         values = {
             "host": build(HostState, {**host, "updates": header["updates"]}),
@@ -154,6 +157,11 @@ def check_state(path: Path, state: LoopState, program: Program, fresh: LoopState
         isinstance(count, int) and count >= 0 for count in counts
     ):
         raise ArtifactError(f"{path}: found counts of updates {state.host.updates} that are none")
+    stray = [n for n in (*state.offsets, *state.suspects) if n not in program.order]
+    if stray:
+        raise ArtifactError(
+            f"{path}: found the populations {', '.join(stray)}, allowed {', '.join(program.order)}"
+        )
     if any(array.dtype.kind not in "iu" for array in state.best.values()):
         raise ArtifactError(f"{path}: found best weights that are no whole numbers")
 

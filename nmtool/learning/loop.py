@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,9 +18,12 @@ from nmtool.config import Experiment
 from nmtool.data import Samples, load_split, spikes_of
 from nmtool.errors import ConfigError
 from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
-from nmtool.learning.board import Board, Spent
+from nmtool.learning.align import Alignment, align
+from nmtool.learning.board import Board, Probes, Spent, probed_share
 from nmtool.learning.budget import UNLIMITED, Budget, Limit
+from nmtool.learning.diagnosis import diagnose
 from nmtool.learning.host import Host, HostState
+from nmtool.learning.patterns import probe_pattern
 from nmtool.learning.rule import Batch, Setting
 from nmtool.learning.rules import make_rule
 from nmtool.learning.twin import Twin
@@ -36,7 +39,7 @@ class Timing:
     """Where the seconds of a round went.
 
     ``board``: the target was busy. ``gradients``: the rule and the optimizer. ``rest``: writing
-    weights, encoding samples, reading out, looking for suspects, and keeping account.
+    weights, encoding samples, reading out, the diagnosis, and keeping account.
     """
 
     board: float = 0.0
@@ -66,7 +69,9 @@ class Round:
 class LoopState:
     """Everything that the rest of a loop depends on: saved after every round.
 
-    ``masks`` are 0 for neurons that look dead or stuck. The runs that were ``spent`` number
+    ``masks`` are 0 for neurons that cannot learn, ``offsets`` where the recordings of each
+    population lie, ``suspects`` how many neurons of each look dead and stuck; all are found before
+    round 0, ``diagnosis`` in full. The runs that were ``spent`` number
     those of a target, by which transient faults of a simulator are drawn. ``ended`` is the limit
     of the budget that ended the loop before its last round, if one did.
     """
@@ -76,6 +81,9 @@ class LoopState:
     best_accuracy: float = -1.0
     best_round: int = -1
     masks: dict[str, FloatArray] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
+    suspects: dict[str, list[int]] = field(default_factory=dict)
+    diagnosis: dict[str, Any] | None = None
     spent: Spent = field(default_factory=Spent)
     history: list[Round] = field(default_factory=list)
     ended: Limit | None = None
@@ -120,7 +128,8 @@ class Loop:
         twin = Twin(self.program, chip, self.experiment.surrogate, self.experiment.train.noise)
         rule = make_rule(self.experiment.finetune.rule, Setting(twin, self.experiment))
         self._host = Host(twin, rule)
-        self._board = Board(self.session, spent=self.state.spent)
+        probes = Probes.of(self.program, self.experiment.finetune, self.experiment.seed)
+        self._board = Board(self.session, probes, spent=self.state.spent)
         self._longest = {"train": 0.0, "validation": 0.0}
         self._begin_round()
         self._train = _Split.load(self.experiment, self.program, "train")
@@ -132,10 +141,13 @@ class Loop:
         A round that would pass the budget is dropped whole.
         """
         self.state.ended = None
+        if not self.state.history:
+            self._begin_round()
+            self._look_over()
+        self._board.alignment = Alignment(self.state.offsets)
         if self.state.history:
             self._restore()
         else:
-            self._begin_round()
             self._write()
             self._finish_round(None, 0)
         while len(self.state.history) <= self.experiment.finetune.rounds:
@@ -150,6 +162,22 @@ class Loop:
             self._finish_round(float(np.mean(losses)), written)
         self._board.write(self.state.best)
         return self.program.with_weights(self.state.best)
+
+    def _look_over(self) -> None:
+        """Align the recordings, and find out what cannot learn, before anything does.
+
+        Raises:
+            AlignmentError: recordings cannot be put beside the model's steps.
+        """
+        state, seed = self.state, self.experiment.seed
+        if self.experiment.finetune.diagnosis:
+            found = diagnose(self._board, seed)
+            state.masks, state.suspects = found.healthy, found.counts()
+            state.diagnosis, alignment = found.as_json(), found.alignment
+        else:
+            inputs = probe_pattern(self._board.program, seed)
+            alignment = align(self._board.program, inputs, self._board.run(inputs))
+        state.offsets = dict(alignment.checked().offsets)
 
     def accuracy(self, split: str) -> float:
         """Accuracy (a fraction) of the weights that are on the target now."""
@@ -252,32 +280,15 @@ class Loop:
     def _finish_round(self, loss: float | None, written: int) -> None:
         batch = self._measure(self._validation)
         accuracy = self._validation.accuracy(self.experiment, batch.measured)
-        suspects = self._mask_suspects(batch)
         index = len(self.state.history)
         probed = probed_share(self.program, batch.measured)
-        done = Round(index, accuracy, loss, written, suspects, probed)
+        done = Round(index, accuracy, loss, written, self.state.suspects, probed)
         self.state.history.append(replace(done, timing=self._timing()))
         if accuracy >= self.state.best_accuracy:
             self.state.best_accuracy, self.state.best_round = accuracy, index
             deployed = self.session.program.network.projections
             self.state.best = {name: p.weight_mantissa for name, p in deployed.items()}
         self.on_round(self.state)
-
-    def _mask_suspects(self, batch: Batch) -> dict[str, list[int]]:
-        found = self._host.suspect(self._board.program, batch)
-        self.state.masks = {name: suspects.healthy for name, suspects in found.items()}
-        return {name: [int(s.dead.sum()), int(s.stuck.sum())] for name, s in found.items()}
-
-
-def probed_share(program: Program, measured: Mapping[str, Measured]) -> float:
-    """The fraction of all neurons and steps of a program that was measured."""
-    sizes = program.network.sizes
-    shares = {
-        name: float(np.broadcast_to(found.known, found.spikes.shape).mean())
-        for name, found in measured.items()
-    }
-    known = sum(sizes[name] * shares.get(name, 0.0) for name in program.order)
-    return known / sum(sizes[name] for name in program.order)
 
 
 def _differing(some: Mapping[str, IntArray], others: Mapping[str, IntArray]) -> int:

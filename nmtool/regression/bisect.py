@@ -13,9 +13,9 @@ from nmtool.backends import Recording
 from nmtool.compiler import Program
 from nmtool.fixedpoint import IntArray
 from nmtool.measure import Agreement, Difference, compare
+from nmtool.measure.equations import Messages, Trace, measured, messages
 from nmtool.network import counted
 from nmtool.regression.causes import Diagnosis, explain
-from nmtool.regression.equations import Messages, Trace, measured, messages
 from nmtool.regression.suspect import Cause, Suspect
 from nmtool.spikes import SpikeTrain
 

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from nmtool.fixedpoint import DECAY_ONE, IntArray
-from nmtool.network import counted
-from nmtool.regression.equations import (
+from nmtool.measure.equations import (
     Registers,
     Trace,
     all_arriving,
@@ -24,6 +23,7 @@ from nmtool.regression.equations import (
     joined,
     replay,
 )
+from nmtool.network import counted
 from nmtool.regression.losses import lost_arrivals
 from nmtool.regression.suspect import Cause, Suspect, screening, shortened
 from nmtool.regression.weights import several_weights, shared_weight, single_weight, stale

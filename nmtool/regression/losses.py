@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nmtool.fixedpoint import IntArray, shift
+from nmtool.measure.equations import Messages
 from nmtool.operations import apply_chain, with_weight
-from nmtool.regression.equations import Messages
 from nmtool.regression.suspect import SCREEN, Cause, Suspect
 
 ROUNDS = 3

@@ -10,9 +10,19 @@ import numpy as np
 
 from nmtool.compiler import Program
 from nmtool.fixedpoint import ALIGN_BITS, CURRENT_DECAY_OFFSET, IntArray, decay, scaled, wrap
-from nmtool.operations import Connections, chain_connections
+from nmtool.measure.equations import (
+    Messages,
+    Registers,
+    Synapses,
+    Trace,
+    all_arriving,
+    biases,
+    connections_of,
+    replay,
+    synapses_into,
+)
+from nmtool.operations import Connections
 from nmtool.quantization import QuantizedPopulation, QuantizedProjection
-from nmtool.regression.equations import Messages, Registers, Trace, all_arriving, biases, replay
 
 SHOWN = 3
 """Alternatives that are said in words."""
@@ -44,25 +54,6 @@ def shortened(items: list[str], between: str) -> str:
     """The first three items, and how many more there are."""
     more = [f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
     return between.join([*items[:SHOWN], *more])
-
-
-@dataclass(frozen=True, eq=False)
-class Synapses:
-    """The synapses of a projection into one neuron: source, weight index, steps to arrival."""
-
-    source: IntArray
-    index: IntArray
-    steps: IntArray
-
-    def contribution(self, weights: IntArray, sent: IntArray) -> IntArray:
-        """What each of some weights would add if it were 1, shape (samples, steps, weights)."""
-        total = np.zeros((*sent.shape[:2], weights.size), dtype=np.int64)
-        for column, weight in enumerate(weights):
-            for way in np.flatnonzero(self.index == weight):
-                late = int(self.steps[way])
-                arriving = sent[:, : max(sent.shape[1] - late, 0), self.source[way]]
-                total[:, late:, column] += arriving
-        return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,20 +140,11 @@ class Suspect:
 
     def synapses(self, projection: str, neuron: int) -> Synapses:
         """The synapses of a projection into one of its neurons."""
-        net = self.program.network
-        p = net.projections[projection]
-        ways = self._ways(projection)
-        here = ways.target == neuron
-        source, index = ways.source[here], ways.index[here]
-        delay = np.broadcast_to(p.delay, p.weight_mantissa.shape).ravel()[index]
-        axonal = np.broadcast_to(net.axonal_delay(p.source), (net.sizes[p.source],))[source]
-        return Synapses(source, index, 1 + delay + axonal)
+        return synapses_into(self.program, projection, neuron, self._ways(projection))
 
     def _ways(self, projection: str) -> Connections:
         if projection not in self._known_ways:
-            p = self.projections[projection]
-            shape = self.program.network.shapes[p.source]
-            self._known_ways[projection] = chain_connections(p.operations, shape)
+            self._known_ways[projection] = connections_of(self.program, projection)
         return self._known_ways[projection]
 
     @cached_property

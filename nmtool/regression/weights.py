@@ -8,7 +8,7 @@ import numpy as np
 
 from nmtool.backends.faults import read_back
 from nmtool.fixedpoint import IntArray, shift
-from nmtool.regression.equations import always, arriving, replay
+from nmtool.measure.equations import always, arriving, replay
 from nmtool.regression.suspect import SCREEN, Cause, Suspect, screening, shortened
 
 

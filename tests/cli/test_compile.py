@@ -475,6 +475,17 @@ def test_more_cores_than_the_chip_has(nmtool, folder):
     assert "cores_per_chip: found 121, allowed 1 to 120" in done.err
 
 
+def test_excluded_cores_hold_nothing(nmtool, folder):
+    done = nmtool(*COMPILE, "-s", "hw.excluded_cores=[0, [0, 2]]")
+    assert done.code == 0, done.err
+    assert {part.core for part in program().placement} == {1, 3}
+    done = nmtool(*COMPILE, "-s", "hw.excluded_cores=[[1, 0]]")
+    assert done.code == 3
+    assert "excluded_cores: found [1, 0], allowed 0 to 119, or [chip, core] up to [0, 119]" in (
+        done.err
+    )
+
+
 def test_a_chip_file_is_no_target(nmtool, folder, chip):
     file = chip("cores: 100")
     done = nmtool("deploy", "run/program.h5", "--hw", file)

@@ -192,6 +192,8 @@ KINDS: dict[str, Callable[[Program, Recording], list[dict[str, Any]]]] = {
     "weight_bit": of_weights("weight_bit", bit=0),
     "stale_write": of_weights("stale_write"),
     "delay": of_weights("delay", by=2),
+    "input_offset": lambda *_: [{"kind": "input_offset", "by": 2}],
+    "output_offset": lambda *_: [{"kind": "output_offset", "by": 9}],
     "kept": kept,
     "swapped": swapped,
     "lost_spike": of_spike("lost_spike"),
@@ -199,7 +201,7 @@ KINDS: dict[str, Callable[[Program, Recording], list[dict[str, Any]]]] = {
     "truncated": truncated,
 }
 PERIODIC = {"missing_reset": kept, "reset_phase": reset_phase}
-DELAYS = ("delay",)
+DELAYS = ("delay", "input_offset")
 """What a program with the longest delays has no room for."""
 
 

@@ -27,6 +27,9 @@ LOOP = Container(
         "best_accuracy": 0.5,
         "best_round": 1,
         "spent": {"runs": 4, "writes": 60, "seconds": 1.5},
+        "offsets": {"h": 1},
+        "suspects": {"h": [1, 0]},
+        "diagnosis": {"findings": []},
         "history": [
             {
                 "round": 0,

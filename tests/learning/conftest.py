@@ -18,7 +18,7 @@ CHIP = load_chip("loihi2")
 
 def make_experiment(hidden=24, steps=16, validation=120, test=1400, train=None, **finetune):
     neuron = {"kind": "cuba", "threshold": 1.25, "current_decay": 0.25, "voltage_decay": 0.03}
-    settings = {"rounds": 2, "readout_rounds": 1, "batch": 32, **finetune}
+    settings = {"rounds": 2, "readout_rounds": 1, "batch": 32, "diagnosis": False, **finetune}
     return Experiment.model_validate(
         {
             "schema": "nmtool.experiment/v1",

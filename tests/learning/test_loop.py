@@ -8,7 +8,7 @@ import pytest
 from nmtool.backends import open_session
 from nmtool.chip import load_chip
 from nmtool.config import SlayerSurrogate
-from nmtool.errors import ArtifactError, UnsupportedError
+from nmtool.errors import ArtifactError, BoardError, UnsupportedError
 from nmtool.learning.checkpoint import load_state, save_state
 from nmtool.learning.host import HostState
 from nmtool.learning.loop import LoopState
@@ -243,18 +243,24 @@ def test_the_test_set_has_no_part_in_learning(faulty, monkeypatch):
     assert set(asked) == {"train", "validation"}
 
 
-@pytest.mark.parametrize("population", ["hidden", "output"])
-def test_missing_spikes_are_refused_and_not_taken_for_silence(faulty, population):
+def test_missing_outputs_are_refused_and_not_taken_for_silence(faulty):
     with faulty.open() as session:
-        watched = Watched(session, hidden=(population,))
-        with pytest.raises(ArtifactError, match=population):
+        watched = Watched(session, hidden=("output",))
+        with pytest.raises(BoardError, match="no spikes of output"):
             faulty.loop(watched).run()
         assert watched.runs == 1, "found out before anything is learned"
 
 
+def test_a_missing_hidden_population_is_the_models_and_the_report_says_so(faulty):
+    with open_session(faulty.program, faulty.hardware.with_faults()) as session:
+        loop = faulty.loop(Watched(session, hidden=("hidden",)))
+        loop.run()
+    assert {r.probed for r in loop.state.history} == {20 / 36}
+
+
 def test_suspects_are_masked_and_counted(study, experiment):
     chosen = study(
-        experiment(hidden=40, steps=16, rounds=1),
+        experiment(hidden=40, steps=16, rounds=1, diagnosis=True),
         "loihi2-faulty",
         ["faults.spike_loss=0", "faults.weight_bit_flips=0", "faults.dead_neurons=0"],
     )
@@ -345,9 +351,36 @@ def test_adam_is_torchs_adam():
     np.testing.assert_allclose(state.shadow["w"], parameter.detach().numpy(), rtol=1e-12)
 
 
-def test_a_truncated_recording_teaches_nothing(faulty):
+def test_steps_that_were_not_recorded_are_unknown(faulty):
     target = faulty.hardware.with_faults(injected=[{"kind": "truncated", "steps": 5}])
     with open_session(faulty.program, target) as session:
         loop = faulty.loop(session)
-        with pytest.raises(ArtifactError, match="measured spikes: found 5 steps of each sample"):
-            loop.run()
+        loop.run()
+    assert {r.probed for r in loop.state.history} == {5 / 8}
+
+
+def test_late_recordings_are_aligned_before_anything_is_learned(faulty, tmp_path):
+    """A loop learns from them what it learns from those on time, but for the last step."""
+    late = {"kind": "output_offset", "by": 1}
+    target = faulty.hardware.with_faults(injected=[late])
+    with open_session(faulty.program, target) as session:
+        loop = faulty.loop(session, on_round=lambda s: save_state(tmp_path / "s.h5", s, "key"))
+        loop.run()
+    assert loop.state.offsets == {"hidden": 1, "output": 1}
+    assert {r.probed for r in loop.state.history} == {7 / 8}
+    assert load_state(tmp_path / "s.h5", "key").offsets == loop.state.offsets
+
+
+def test_a_resumed_loop_has_its_diagnosis(study, experiment, tmp_path):
+    settings = {"hidden": 16, "steps": 8, "rounds": 1, "diagnosis": True}
+    quiet = ["faults.spike_loss=0", "faults.weight_bit_flips=0"]
+    chosen = study(experiment(**settings), "loihi2-faulty", quiet)
+    with chosen.open() as session:
+        loop = chosen.loop(session)
+        loop.run()
+    save_state(tmp_path / "s.h5", loop.state, "key")
+    again = load_state(tmp_path / "s.h5", "key")
+    assert again.diagnosis == loop.state.diagnosis
+    kinds = {f["kind"] for f in again.diagnosis["findings"]}
+    assert {"dead", "stuck"} <= kinds
+    assert again.suspects == loop.state.suspects

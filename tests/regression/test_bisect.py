@@ -11,8 +11,8 @@ from nmtool.backends.faults import read_back
 from nmtool.chip import load_hardware
 from nmtool.errors import ConfigError
 from nmtool.faultmodel import Faults
+from nmtool.measure.equations import all_arriving, measured, messages, replay
 from nmtool.regression.bisect import bisect, cut_recording, smallest_input
-from nmtool.regression.equations import all_arriving, measured, messages, replay
 from nmtool.spikes import SpikeTrain
 
 PROGRAMS = {kind: nets.make_program(kind) for kind in nets.KINDS}

@@ -438,6 +438,34 @@ def test_a_projection_is_late():
     nets.assert_same(late, by_oracle(with_projection(CHAIN.network, "fc2", delay=delay + 3)))
 
 
+def test_inputs_are_late():
+    late = of_chain(injected({"kind": "input_offset", "by": 2}))
+    later = np.zeros_like(RASTER)
+    later[..., 2:] = RASTER[..., :-2]
+    nets.assert_same(late, of_chain(None, raster=later))
+
+
+def test_recordings_are_late():
+    late = of_chain(
+        injected({"kind": "output_offset", "by": 2}, {"kind": "output_offset", "by": 1})
+    )
+    for key, values in HEALTHY.items():
+        assert not late[key][..., :3].any()
+        np.testing.assert_array_equal(late[key][..., 3:], values[..., :-3])
+
+
+def test_a_late_recording_goes_on_from_piece_to_piece_of_a_stream():
+    whole = of_chain(injected({"kind": "output_offset", "by": 5}))
+    with ReferenceBackend(injected({"kind": "output_offset", "by": 5})).open(CHAIN) as session:
+        pieces = [
+            session.stream(SpikeTrain.from_raster(part), probe="spikes").spikes["hidden"].batch()
+            for part in (RASTER[..., :3], RASTER[..., 3:9], RASTER[..., 9:])
+        ]
+        np.testing.assert_array_equal(np.concatenate(pieces, axis=2), whole["spikes", "hidden"])
+        with pytest.raises(ConfigError, match="probe of the voltage of hidden that begins within"):
+            session.stream(SpikeTrain.from_raster(RASTER), probe="voltage:hidden")
+
+
 def test_a_periodic_reset_is_missing_or_late():
     missing = of_chain(injected({"kind": "missing_reset", "population": "hidden"}), RESET)
     nets.assert_same(missing, HEALTHY)

@@ -25,7 +25,7 @@ from nmtool.fixedpoint import (
     shift,
     wrap,
 )
-from nmtool.operations import apply_chain, with_weight
+from nmtool.operations import Connections, apply_chain, chain_connections, with_weight
 from nmtool.quantization import QuantizedPopulation
 from nmtool.spikes import SpikeTrain
 
@@ -148,6 +148,45 @@ def biases(program: Program, name: str, sent: Messages) -> IntArray:
 
 
 @dataclass(frozen=True, eq=False)
+class Synapses:
+    """The synapses of a projection into one neuron: source, weight index, steps to arrival."""
+
+    source: IntArray
+    index: IntArray
+    steps: IntArray
+
+    def contribution(self, weights: IntArray, sent: IntArray) -> IntArray:
+        """What each of some weights would add if it were 1, shape (samples, steps, weights)."""
+        total = np.zeros((*sent.shape[:2], weights.size), dtype=np.int64)
+        for column, weight in enumerate(weights):
+            for way in np.flatnonzero(self.index == weight):
+                late = int(self.steps[way])
+                arriving = sent[:, : max(sent.shape[1] - late, 0), self.source[way]]
+                total[:, late:, column] += arriving
+        return total
+
+
+def connections_of(program: Program, projection: str) -> Connections:
+    """Every way through a projection from a neuron of its source to one of its target."""
+    p = program.network.projections[projection]
+    return chain_connections(p.operations, program.network.shapes[p.source])
+
+
+def synapses_into(
+    program: Program, projection: str, neuron: int, ways: Connections | None = None
+) -> Synapses:
+    """The synapses of a projection into one neuron; ``ways`` are those of the projection."""
+    net = program.network
+    p = net.projections[projection]
+    ways = ways or connections_of(program, projection)
+    here = ways.target == neuron
+    source, index = ways.source[here], ways.index[here]
+    delay = np.broadcast_to(p.delay, p.weight_mantissa.shape).ravel()[index]
+    axonal = np.broadcast_to(net.axonal_delay(p.source), (net.sizes[p.source],))[source]
+    return Synapses(source, index, 1 + delay + axonal)
+
+
+@dataclass(frozen=True, eq=False)
 class Registers:
     """Registers in place of a population's own: one value, or one for each neuron."""
 
@@ -167,11 +206,13 @@ def replay(
     bias: IntArray,
     registers: Registers | None = None,
     silent: bool = False,
+    measured: BoolArray | None = None,
 ) -> Trace:
     """What CUBA neurons do with what arrives, each sample from reset.
 
     Arrays have the shape (samples, steps, neurons), ``bias`` one that broadcasts to it. With
-    ``silent`` no neuron spikes, whatever its voltage.
+    ``silent`` no neuron spikes, whatever its voltage. Where it was ``measured`` to spike a neuron
+    is reset beside its own spikes, so that one wrong spike does not make others wrong.
     """
     r = registers or Registers.of(population)
     samples, steps, neurons = arrived.shape
@@ -188,8 +229,9 @@ def replay(
         v = saturate(decay(v, r.decay_v) + u + bias[:, t])
         v = np.where(paused > 0, 0, v)
         fired = fires(v, r.threshold) & (paused == 0) & (not silent)
-        v = np.where(fired, 0, v)
-        paused = np.where(fired, population.refractory_delay - 1, np.maximum(paused - 1, 0))
+        cleared = fired if measured is None else fired | measured[:, t]
+        v = np.where(cleared, 0, v)
+        paused = np.where(cleared, population.refractory_delay - 1, np.maximum(paused - 1, 0))
         spikes[:, t], us[:, t], vs[:, t] = fired, u, v
     return Trace(spikes, us, vs)
 
