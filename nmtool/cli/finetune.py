@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -290,7 +291,19 @@ def _text(
             "the columns did not do the same number of rounds; best validation accuracy up to the "
             f"last round that all did: {equal} (that of simulation on the healthy simulator)"
         )
-    return "\n".join([*lines, result.verdict.text])
+    return "\n".join([*lines, *_findings(result), result.verdict.text])
+
+
+def _findings(result: StudyResult) -> list[str]:
+    """What is wrong with each target, by kind; every single finding is in result.json."""
+    lines = []
+    for seed, examined in result.targets.items():
+        if examined.diagnosis is None:
+            continue
+        kinds = Counter(finding["kind"] for finding in examined.diagnosis["findings"])
+        found = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+        lines.append(f"diagnosis, seed {seed}: {found or 'nothing is wrong'}")
+    return lines
 
 
 def _span(rounds: tuple[int, ...]) -> str:

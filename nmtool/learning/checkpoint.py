@@ -93,7 +93,6 @@ def save_state(path: Path, state: LoopState, key: str) -> None:
         "spent": asdict(state.spent),
         "offsets": state.offsets,
         "suspects": state.suspects,
-        "diagnosis": state.diagnosis,
         "history": [asdict(entry) for entry in state.history],
         "ended": state.ended,
     }
@@ -119,7 +118,7 @@ def load_state(path: Path, key: str) -> LoopState:
         }
 
     try:
-        keys = ("best_accuracy", "best_round", "offsets", "suspects", "diagnosis")
+        keys = ("best_accuracy", "best_round", "offsets", "suspects")
         host = {"shadow": group("shadow"), "first": group("first"), "second": group("second")}
         values = {
             "host": build(HostState, {**host, "updates": header["updates"]}),

@@ -34,12 +34,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nmtool.fixedpoint import ALIGN_BITS, BoolArray, FloatArray, IntArray, fires
+from nmtool.fixedpoint import ALIGN_BITS, FloatArray, IntArray
 from nmtool.learning.local import Judge, correlate
 from nmtool.learning.replay import Chunk
 from nmtool.learning.rule import Batch, Gradients, Setting
 from nmtool.learning.twin import Twin
-from nmtool.quantization import STATE_SCALE, WEIGHT_SCALE, QuantizedPopulation
+from nmtool.quantization import STATE_SCALE, WEIGHT_SCALE
 from nmtool.training.surrogates import Derivative, derivative
 
 
@@ -84,29 +84,3 @@ def surrogate(voltage: IntArray, threshold: int, rho: Derivative) -> FloatArray:
     ``rho`` is in SLAYER's scale.
     """
     return np.asarray(rho((voltage - (threshold << ALIGN_BITS)) / STATE_SCALE))
-
-
-@dataclass(frozen=True, eq=False)
-class Suspects:
-    """Neurons that look dead or stuck, as masks of shape (neurons,)."""
-
-    dead: BoolArray
-    stuck: BoolArray
-
-    @property
-    def healthy(self) -> FloatArray:
-        """1 for neurons that learn, 0 for the suspects: their inputs are not driven."""
-        return np.asarray(~(self.dead | self.stuck), dtype=np.float64)
-
-
-def find_suspects(
-    population: QuantizedPopulation, voltage: IntArray, measured: BoolArray
-) -> Suspects:
-    """Compare what the host predicts from measured inputs with what was measured.
-
-    Dead: never measured to spike although the host's voltage is above threshold in at least 2 % of
-    the steps. Stuck: measured in more than 90 % of the steps, predicted in fewer than half.
-    """
-    predicted = fires(voltage, population.threshold).mean(axis=(0, 2))
-    rate = measured.mean(axis=(0, 2))
-    return Suspects((rate == 0) & (predicted >= 0.02), (rate > 0.9) & (predicted < 0.5))

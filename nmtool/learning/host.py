@@ -11,7 +11,6 @@ from nmtool.chip import SynapseFormat
 from nmtool.compiler import Program
 from nmtool.errors import ConfigError
 from nmtool.fixedpoint import FloatArray, IntArray
-from nmtool.learning.dcll import Suspects, find_suspects
 from nmtool.learning.rule import Batch, Gradients, Rule
 from nmtool.learning.twin import Twin
 from nmtool.quantization import WEIGHT_SCALE, quantize_weights
@@ -67,16 +66,6 @@ class Host:
             _adam(state, name, gradient, rates[projection.target])
             _keep_in_range(state.shadow[name], projection.format)
         return found.loss
-
-    def suspect(self, deployed: Program, batch: Batch) -> dict[str, Suspects]:
-        """The neurons of each population that look dead or stuck."""
-        self.twin.deploy(deployed)
-        done = self.twin.replay(batch.inputs, batch.measured)
-        populations = deployed.network.populations
-        return {
-            name: find_suspects(populations[name], done[name].voltage, done[name].spikes)
-            for name in deployed.order
-        }
 
     def mantissas(self, state: HostState) -> dict[str, IntArray]:
         """The shadow weights rounded to the frozen format of each projection."""

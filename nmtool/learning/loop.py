@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,12 +18,11 @@ from nmtool.config import Experiment
 from nmtool.data import Samples, load_split, spikes_of
 from nmtool.errors import ConfigError
 from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
-from nmtool.learning.align import Alignment, align
+from nmtool.learning.align import Alignment
 from nmtool.learning.board import Board, Probes, Spent, probed_share
 from nmtool.learning.budget import UNLIMITED, Budget, Limit
-from nmtool.learning.diagnosis import diagnose
+from nmtool.learning.examination import Examination, examine
 from nmtool.learning.host import Host, HostState
-from nmtool.learning.patterns import probe_pattern
 from nmtool.learning.rule import Batch, Setting
 from nmtool.learning.rules import make_rule
 from nmtool.learning.twin import Twin
@@ -71,9 +70,9 @@ class LoopState:
 
     ``masks`` are 0 for neurons that cannot learn, ``offsets`` where the recordings of each
     population lie, ``suspects`` how many neurons of each look dead and stuck; all are found before
-    round 0, ``diagnosis`` in full. The runs that were ``spent`` number
-    those of a target, by which transient faults of a simulator are drawn. ``ended`` is the limit
-    of the budget that ended the loop before its last round, if one did.
+    round 0. The runs that were ``spent`` number those of a target, by which transient faults of a
+    simulator are drawn. ``ended`` is the limit of the budget that ended the loop before its last
+    round, if one did.
     """
 
     host: HostState
@@ -83,7 +82,6 @@ class LoopState:
     masks: dict[str, FloatArray] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
     suspects: dict[str, list[int]] = field(default_factory=dict)
-    diagnosis: dict[str, Any] | None = None
     spent: Spent = field(default_factory=Spent)
     history: list[Round] = field(default_factory=list)
     ended: Limit | None = None
@@ -110,6 +108,7 @@ class Loop:
         chip: the target's; found by its name unless given.
         budget: what the rounds may take; the measurement before them and the test after them
             run in any case, and are counted all the same.
+        examined: what is known of the target; it is found out unless given.
     """
 
     experiment: Experiment
@@ -121,6 +120,7 @@ class Loop:
     on_round: Callable[[LoopState], None] = lambda state: None
     chip: ChipSpec | None = None
     budget: Budget = UNLIMITED
+    examined: Examination | None = None
 
     def __post_init__(self) -> None:
         check_rates(self.experiment.finetune.rates, self.program)
@@ -170,14 +170,9 @@ class Loop:
             AlignmentError: recordings cannot be put beside the model's steps.
         """
         state, seed = self.state, self.experiment.seed
-        if self.experiment.finetune.diagnosis:
-            found = diagnose(self._board, seed)
-            state.masks, state.suspects = found.healthy, found.counts()
-            state.diagnosis, alignment = found.as_json(), found.alignment
-        else:
-            inputs = probe_pattern(self._board.program, seed)
-            alignment = align(self._board.program, inputs, self._board.run(inputs))
-        state.offsets = dict(alignment.checked().offsets)
+        found = self.examined or examine(self._board, seed, self.experiment.finetune.diagnosis)
+        state.masks = found.masks(self.program.network.sizes)
+        state.suspects, state.offsets = found.suspects, found.offsets
 
     def accuracy(self, split: str) -> float:
         """Accuracy (a fraction) of the weights that are on the target now."""

@@ -33,7 +33,7 @@ from nmtool.chip import HardwareConfig, load_chip
 from nmtool.compiler import Program
 from nmtool.config import Experiment
 from nmtool.fixedpoint import FloatArray
-from nmtool.learning.board import Spent
+from nmtool.learning.board import Board, Probes, Spent
 from nmtool.learning.budget import UNLIMITED, Budget
 from nmtool.learning.checkpoint import (
     Leg,
@@ -42,6 +42,12 @@ from nmtool.learning.checkpoint import (
     load_state,
     save_leg,
     save_state,
+)
+from nmtool.learning.examination import (
+    Examination,
+    examine,
+    load_examination,
+    save_examination,
 )
 from nmtool.learning.loop import Layers, Loop, LoopState, Round
 from nmtool.learning.verdict import Verdict, judge
@@ -94,10 +100,11 @@ class Column:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Columns by name, and the rounds of every leg that learned."""
+    """Columns by name, the rounds of every leg that learned, and what is wrong with each target."""
 
     columns: Mapping[str, Column]
     rounds: Mapping[str, list[Round]]
+    targets: Mapping[int, Examination] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -127,6 +134,7 @@ class StudyResult:
             "columns": {name: _without(column, "spent") for name, column in self.columns.items()},
             "spent": {name: asdict(column.spent) for name, column in self.columns.items()},
             "verdict": asdict(self.verdict),
+            "diagnosis": {str(seed): found.diagnosis for seed, found in self.targets.items()},
             "equal_rounds": self.equal_rounds,
             "validation_at_equal_rounds": self.at_equal_rounds(),
             "rounds": {
@@ -206,22 +214,29 @@ class Study:
         if "simulation" in controls:
             legs["simulation"] = self._simulation()
         spent = [leg.spent for column in legs.values() for leg in column]
+        targets = {trial.seed: self._examined(trial) for trial in self._trials}
+        spent += [found.spent for found in targets.values()]
         budget = self._budget().share(spent, self._learners)
         for name, layers in LEARNING.items():
             if name in (*controls, "loop"):
                 legs[name] = [
-                    self._learned(f"{name}-seed{trial.seed}", trial, layers, budget)[0]
+                    self._learned(
+                        f"{name}-seed{trial.seed}", trial, layers, budget, targets[trial.seed]
+                    )[0]
                     for trial in self._trials
                 ]
         for name, column in legs.items():
             rounds = [row for leg, row in self.rounds.items() if leg.partition("-seed")[0] == name]
             columns[name] = Column.of_legs(column, rounds)
-        return StudyResult(columns, self.rounds)
+        return StudyResult(columns, self.rounds, targets)
 
     def _simulation(self) -> list[Leg]:
         """Learned on the healthy simulator, measured on the target."""
+        sound = Examination.passed(self.program)
         programs = {
-            name: self._learned(name, replace(trial, target=self.healthy), "all", UNLIMITED)[1]
+            name: self._learned(name, replace(trial, target=self.healthy), "all", UNLIMITED, sound)[
+                1
+            ]
             for name, trial in self._simulated().items()
         }
         learned = [*programs.values()]
@@ -268,8 +283,29 @@ class Study:
         save_leg(self._file(name), leg, key)
         return leg
 
+    def _examined(self, trial: Trial) -> Examination:
+        """What is found out about a target, once for all columns."""
+        name = f"examination-seed{trial.seed}"
+        key = self._key(name, trial.experiment, self.program, trial.target)
+        path, log = self._file(name), self._log(trial.target)
+        if path.is_file():
+            log.skip(name)
+            return load_examination(path, key, self.program)
+        log.begin(name)
+        config, seed = trial.experiment.finetune, trial.experiment.seed
+        with log.watch(open_session(self.program, trial.target)) as session:
+            board = Board(session, Probes.of(self.program, config, seed))
+            found = examine(board, seed, config.diagnosis)
+        save_examination(path, found, key)
+        return found
+
     def _learned(
-        self, name: str, trial: Trial, layers: Layers, budget: Budget
+        self,
+        name: str,
+        trial: Trial,
+        layers: Layers,
+        budget: Budget,
+        examined: Examination,
     ) -> tuple[Leg, Program]:
         """One loop, from its checkpoint if there is one; the learned program too."""
         place = self.folder / name
@@ -281,7 +317,7 @@ class Study:
             self.rounds[name] = finished.history
             return finished, learned
         state = self._state(place / "state.h5", key)
-        learned, accuracy = self._loop(name, trial, layers, budget, state, key)
+        learned, accuracy = self._loop(name, trial, layers, budget, state, key, examined)
         formats.save(place / "program.h5", learned)
         leg = Leg(accuracy, state.spent, state.history, state.ended, budget)
         save_leg(self._file(name), leg, key)
@@ -305,6 +341,7 @@ class Study:
         budget: Budget,
         state: LoopState,
         key: str,
+        examined: Examination,
     ) -> tuple[Program, float]:
         log, before = self._log(trial.target), self._done - self._batches
         rounds = trial.experiment.finetune.rounds
@@ -326,7 +363,7 @@ class Study:
         chip = load_chip(self.hardware.chip)
         with log.watch(open_session(self.program, target)) as session:
             settings = (self.program, session, layers, state, on_batch, on_round, chip, budget)
-            loop = Loop(trial.experiment, *settings)
+            loop = Loop(trial.experiment, *settings, examined)
             learned = loop.run()
             return learned, loop.accuracy("test")
 

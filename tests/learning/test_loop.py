@@ -371,16 +371,40 @@ def test_late_recordings_are_aligned_before_anything_is_learned(faulty, tmp_path
     assert load_state(tmp_path / "s.h5", "key").offsets == loop.state.offsets
 
 
-def test_a_resumed_loop_has_its_diagnosis(study, experiment, tmp_path):
+def test_a_target_is_examined_once_for_all_columns(study, experiment, tmp_path, monkeypatch):
+    from nmtool.learning import study as module
+
     settings = {"hidden": 16, "steps": 8, "rounds": 1, "diagnosis": True}
     quiet = ["faults.spike_loss=0", "faults.weight_bit_flips=0"]
     chosen = study(experiment(**settings), "loihi2-faulty", quiet)
-    with chosen.open() as session:
-        loop = chosen.loop(session)
-        loop.run()
-    save_state(tmp_path / "s.h5", loop.state, "key")
-    again = load_state(tmp_path / "s.h5", "key")
-    assert again.diagnosis == loop.state.diagnosis
-    kinds = {f["kind"] for f in again.diagnosis["findings"]}
-    assert {"dead", "stuck"} <= kinds
-    assert again.suspects == loop.state.suspects
+    plain, asked = module.examine, []
+
+    def examine(*arguments):
+        asked.append(arguments)
+        return plain(*arguments)
+
+    monkeypatch.setattr(module, "examine", examine)
+    healthy = chosen.hardware.with_faults()
+
+    def result():
+        parts = (chosen.experiment, chosen.program, chosen.shadow, chosen.hardware, healthy)
+        return Study(*parts, tmp_path).run()
+
+    first = result()
+    assert len(asked) == 1
+    findings = first.as_json()["diagnosis"]["7"]["findings"]
+    assert {"dead", "stuck"} <= {finding["kind"] for finding in findings}
+    suspects = first.targets[7].suspects
+    assert sum(map(sum, suspects.values())) > 0
+    for leg in ("readout-seed7", "loop-seed7"):
+        assert all(entry.suspects == suspects for entry in first.rounds[leg])
+    assert all(not entry.suspects for entry in first.rounds["simulation"])
+    assert result() == first
+    assert len(asked) == 1, "what is known is not asked again"
+    path = tmp_path / "examination-seed7" / "leg.json"
+    path.write_text(path.read_text().replace("nmtool.examination/v1", "other"))
+    with pytest.raises(ArtifactError, match="belongs to another study"):
+        result()
+    path.write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        result()

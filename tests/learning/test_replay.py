@@ -1,6 +1,4 @@
-"""The host's re-simulation from measured spikes, and the neurons that it calls suspect."""
-
-from dataclasses import replace
+"""The host's re-simulation from measured spikes."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -8,12 +6,11 @@ from hypothesis import strategies as st
 from trainable import networks
 
 from nmtool.backends import open_session
-from nmtool.chip import Faults, load_chip, load_hardware
+from nmtool.chip import load_chip, load_hardware
 from nmtool.compiler import compile_program
 from nmtool.config import SlayerSurrogate
 from nmtool.errors import FitError
 from nmtool.fixedpoint import fires
-from nmtool.learning.dcll import find_suspects
 from nmtool.learning.replay import replay
 from nmtool.learning.twin import Twin
 from nmtool.spikes import SpikeTrain
@@ -113,55 +110,3 @@ def test_the_delays_of_the_way_are_kept(small_program):
     voltage = voltages(late, spikes)["output"][0]
     first = np.flatnonzero(voltage.any(axis=0))[0]
     assert first == 2 + 1 + 5 + 4
-
-
-def with_defects(program, dead, stuck):
-    """Measured spikes in which chosen hidden neurons are dead or stuck."""
-    _, spikes = run(program, 0, samples=40, rate=0.15)
-    hidden = spikes["hidden"].copy()
-    hidden[:, dead], hidden[:, stuck] = False, True
-    return {**spikes, "hidden": hidden}
-
-
-def test_planted_dead_and_stuck_neurons_are_found(small_program):
-    program = small_program(5, n=(12, 20, 8), bias=False, mean=0.0)
-    _, healthy = run(program, 0, samples=40, rate=0.15)
-    rate = healthy["hidden"].mean(axis=(0, 2))
-    active = np.flatnonzero((rate > 0.05) & (rate < 0.4))
-    assert len(active) >= 6, "the planted ones can be told from the others"
-    dead, stuck = active[:3], active[3:6]
-    spikes = with_defects(program, dead, stuck)
-    population = program.network.populations["hidden"]
-    found = find_suspects(population, voltages(program, spikes)["hidden"], spikes["hidden"])
-    assert set(np.flatnonzero(found.dead)) == set(dead)
-    assert set(np.flatnonzero(found.stuck)) == set(stuck)
-    assert found.healthy.sum() == 20 - 6
-
-
-def test_neither_a_silent_nor_a_busy_healthy_neuron_is_suspect(small_program):
-    program = small_program(5, n=(12, 20, 8), bias=False, mean=0.0)
-    _, spikes = run(program, 0, samples=40, rate=0.15)
-    population = program.network.populations["hidden"]
-    voltage = voltages(program, spikes)["hidden"]
-    assert (spikes["hidden"].mean(axis=(0, 2)) == 0).any(), "a silent neuron is among them"
-    found = find_suspects(population, voltage, spikes["hidden"])
-    assert not found.dead.any()
-    assert not found.stuck.any()
-    busy = replace(population, threshold=0)
-    always = np.full_like(voltage, 100)
-    found = find_suspects(busy, always, np.ones_like(spikes["hidden"]))
-    assert not found.stuck.any(), "a neuron that should spike at every step may"
-
-
-def test_the_faulty_simulators_own_defects_are_found(small_program):
-    program = small_program(5, n=(12, 40, 8), bias=False, mean=0.0)
-    faults = Faults(seed=2, dead_neurons=0.1, stuck_neurons=0.1)
-    recording, spikes = run(program, 0, faults, samples=40, rate=0.15)
-    population = program.network.populations["hidden"]
-    found = find_suspects(population, voltages(program, spikes)["hidden"], spikes["hidden"])
-    truth = recording.provenance["faults"]
-    stuck = set(np.flatnonzero(found.stuck))
-    assert stuck <= set(truth["stuck"]["hidden"])
-    assert len(stuck) >= 3
-    assert set(np.flatnonzero(found.dead)) <= set(truth["dead"]["hidden"])
-    assert found.dead.any()

@@ -1,0 +1,112 @@
+"""What is found out about a target before anything is learned on it; once for each target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nmtool.compiler import Program
+from nmtool.errors import ArtifactError
+from nmtool.fixedpoint import FloatArray
+from nmtool.formats.artifacts import DAMAGE
+from nmtool.formats.claims import build
+from nmtool.formats.container import read_bytes, write_json
+from nmtool.learning.align import Alignment, align
+from nmtool.learning.board import Board, Spent
+from nmtool.learning.diagnosis import diagnose
+from nmtool.learning.patterns import probe_pattern
+
+SCHEMA = "nmtool.examination/v1"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Where a target's recordings lie, and what on it cannot learn.
+
+    Attributes:
+        offsets: steps by which the recordings of each population are late.
+        unable: the neurons of each population that cannot learn.
+        suspects: how many neurons of each look dead and stuck.
+        diagnosis: all findings, as plain values; None if only the recordings were aligned.
+        told: the same for people.
+        spent: what it took of the target.
+    """
+
+    offsets: dict[str, int]
+    unable: dict[str, list[int]] = field(default_factory=dict)
+    suspects: dict[str, list[int]] = field(default_factory=dict)
+    diagnosis: dict[str, Any] | None = None
+    told: str = ""
+    spent: Spent = field(default_factory=Spent)
+
+    @classmethod
+    def passed(cls, program: Program) -> Examination:
+        """That of a simulator without defects."""
+        return cls(dict.fromkeys(program.order, 0))
+
+    @property
+    def alignment(self) -> Alignment:
+        """To put recordings beside the model's steps."""
+        return Alignment(self.offsets)
+
+    def masks(self, sizes: Mapping[str, int]) -> dict[str, FloatArray]:
+        """0 for neurons that cannot learn, by population."""
+        masks = {name: np.ones(sizes[name]) for name in self.unable}
+        for name, neurons in self.unable.items():
+            masks[name][neurons] = 0.0
+        return masks
+
+
+def examine(board: Board, seed: int, diagnosis: bool) -> Examination:
+    """Align the recordings and, with ``diagnosis``, find out what is wrong with the target.
+
+    Raises:
+        AlignmentError: recordings cannot be put beside the model's steps.
+    """
+    if not diagnosis:
+        inputs = probe_pattern(board.program, seed)
+        found = align(board.program, inputs, board.run(inputs)).checked()
+        return Examination(dict(found.offsets), told=found.text(), spent=board.spent)
+    looked = diagnose(board, seed)
+    return Examination(
+        dict(looked.alignment.checked().offsets),
+        {name: np.flatnonzero(mask == 0).tolist() for name, mask in looked.healthy.items()},
+        looked.counts(),
+        looked.as_json(),
+        looked.text(),
+        board.spent,
+    )
+
+
+def save_examination(path: Path, found: Examination, key: str) -> None:
+    """Write an examination; ``key`` says what it belongs to."""
+    write_json(path, {"schema": SCHEMA, "key": key, **asdict(found)})
+
+
+def load_examination(path: Path, key: str, program: Program) -> Examination:
+    """What was found out.
+
+    Raises:
+        ArtifactError: missing, damaged, or of another study.
+    """
+    content = read_bytes(path)
+    try:
+        plain = json.loads(content)
+        belongs = plain.pop("schema") == SCHEMA and plain.pop("key") == key
+        spent = build(Spent, plain["spent"])
+        found = build(Examination, {**plain, "spent": spent}) if belongs else None
+        if found:
+            _ = found.alignment, found.masks(program.network.sizes)
+    except DAMAGE as error:
+        raise ArtifactError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+    if found is None:
+        raise ArtifactError(
+            f"{path}: belongs to another study or other settings; use the same options, or "
+            "--force to start afresh"
+        )
+    return found
