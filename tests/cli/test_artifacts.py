@@ -153,13 +153,15 @@ def test_a_value_that_does_not_fit_the_chip(nmtool, folder, unchanged, change, s
 def test_learning_refuses_what_it_does_not_support(nmtool, folder):
     source = (folder / "run/network.h5").read_bytes()
     network = formats.load_as(folder / "run/network.h5", Network)
-    loop = Projection.dense("hidden", "hidden", np.eye(16))
-    looped = replace(network, projections={**network.projections, "loop": loop})
-    formats.save(folder / "run/network.h5", looped)
+    (name,) = (n for n, p in network.projections.items() if p.source == "hidden")
+    output = network.projections[name]
+    each = replace(output, delay=np.ones(output.weight.shape, dtype=np.int64))
+    delayed = replace(network, projections={**network.projections, name: each})
+    formats.save(folder / "run/network.h5", delayed)
     assert (folder / "run/network.h5").read_bytes() != source
     done = nmtool("finetune", "run", "--hw", "reference")
     assert done.code == 4
-    assert "projection loop: found a recurrent projection" in done.err
+    assert f"projection {name}: found a delay for each synapse" in done.err
     assert nmtool("compile", "run", "--hw", "reference", "-o", "p.h5").code == 0
     assert nmtool("deploy", "p.h5", "--hw", "reference").code == 0
 
