@@ -191,7 +191,12 @@ class Faults(Strict):
     ``write_weights`` has no effect. ``dead_cores``: the cores whose neurons never spike, by number
     or as [chip, core]; or a number, so many of those that a program is placed on. ``spike_loss``:
     the probability that a spike of an input or a neuron reaches neither its targets nor the probe;
-    it is drawn anew in every run, and ``first_run`` says where that sequence begins.
+    ``late_spikes``: that one of the others reaches them a step later, merged with one that is
+    there; one of the last step never arrives. Both are drawn anew in every run, and ``first_run``
+    says where that sequence begins.
+
+    ``threshold_spread`` is no defect of a digital chip but analogue mismatch: every threshold is
+    multiplied by 1 + threshold_spread z, z standard normal, and held in the range of the register.
     """
 
     seed: Counter = 0
@@ -202,5 +207,19 @@ class Faults(Strict):
     stale_writes: Fraction = 0.0
     dead_cores: Cores = 0
     spike_loss: Fraction = 0.0
+    late_spikes: Fraction = 0.0
+    threshold_spread: Fraction = 0.0
     first_run: Counter = 0
     injected: Annotated[tuple[Injected, ...], Field(strict=False)] = ()
+
+    @property
+    def loses(self) -> bool:
+        """Whether spikes are lost or late by chance."""
+        return bool(self.spike_loss or self.late_spikes)
+
+    @property
+    def label(self) -> str:
+        """What a simulator with these faults is."""
+        if self.threshold_spread:
+            return "simulator with invented defects and analogue mismatch, not a chip"
+        return "simulator with invented defects, not a chip"

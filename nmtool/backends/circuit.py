@@ -92,9 +92,17 @@ def build(net: QuantizedNetwork, defects: Defects | None = None) -> Layout:
             "drives": np.array([row for _, row in drives], kernel.DRIVE),
             **lane_tables,
             **_numbers(net, defects, place, int(first[-1])),
+            "waiting_begin": _waiting(net, defects),
             "depth": depth,
         }
     )
+
+
+def _waiting(net: QuantizedNetwork, defects: Defects | None) -> Array:
+    """Where the two lists of every node's late spikes begin, each a count and its neurons."""
+    sizes = np.array([net.sizes[name] for name in (*net.inputs, *net.populations)], dtype=np.int64)
+    needed = bool(defects and defects.faults.late_spikes)
+    return np.concatenate([[0], np.cumsum(2 * (sizes + 1) * needed)]).astype(np.int64)
 
 
 def _runs(net: QuantizedNetwork, name: str, defects: Defects | None) -> RunTable:

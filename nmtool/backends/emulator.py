@@ -188,6 +188,7 @@ class EmulatorSession(SimulatorSession[kernel.State]):
             aligned((n_samples, ring + kernel.BLOCK), np.int32),
             aligned((n_samples, ring // kernel.BLOCK), np.uint8),
             awake,
+            aligned((n_samples, int(tables.waiting_begin[-1])), np.int32),
         )
 
     def _new_worker(self) -> _Worker:
@@ -201,6 +202,7 @@ class EmulatorSession(SimulatorSession[kernel.State]):
             aligned(most, np.int32),
             aligned(most, np.int32),
             aligned(kernel.GROUP, np.int64),
+            aligned(most, np.int32),
         )
         machine = np.zeros(1, kernel.MACHINE)
         state = self._fresh(1)
@@ -293,10 +295,11 @@ class EmulatorSession(SimulatorSession[kernel.State]):
             set_up["fresh"], set_up["samples"] = 0, min(first + 1, last)
             _carry_over(worker.state, np.zeros_like(self._carrying), 0)
         singles = None
-        if self._defects and (self._defects.faults.spike_loss or self._singles.held.size):
+        if self._defects and (self._defects.faults.loses or self._singles.held.size):
             faults = self._defects.faults
             set_up["faulty"] = 1
             set_up["chance"] = kernel.chance(faults.spike_loss)
+            set_up["late_chance"] = kernel.chance(faults.late_spikes)
             set_up["seed"], set_up["run"] = faults.seed, order.run
             singles = self._held_by(stream)
             set_up["singles"] = singles.held.size

@@ -12,7 +12,7 @@ from nmtool.chip import ChipSpec, SynapseFormat, load_chip
 from nmtool.compiler import Program
 from nmtool.faultmodel import Faults, SpikeFault
 from nmtool.fixedpoint import BoolArray, IntArray
-from nmtool.quantization import QuantizedNetwork
+from nmtool.quantization import QuantizedNetwork, QuantizedPopulation
 
 LISTED_WEIGHTS = 1000
 
@@ -33,9 +33,10 @@ class Defects:
     ``kept`` are the populations that are not reset between the samples of a run, ``lines`` has the
     output line of each neuron where they are exchanged, ``singles`` are the single spikes that are
     lost or late, ``late`` counts the steps by which recordings are late, and ``steps`` is where the
-    recording of a sample ends. ``numbers`` are those of a
-    node and of its neurons by which spikes are lost by chance, where they are not its own.
+    recording of a sample ends. ``numbers`` are those of a node and of its neurons by which spikes
+    are lost or late by chance, where they are not its own.
     ``failed`` are the dead cores, and how many neurons of which populations each took along.
+    ``spread`` are the thresholds of every neuron under analogue mismatch, where there is any.
     """
 
     faults: Faults
@@ -55,6 +56,7 @@ class Defects:
     steps: int | None = None
     numbers: Mapping[str, tuple[int, IntArray]] = field(default_factory=dict)
     failed: Mapping[Core, Mapping[str, int]] = field(default_factory=dict)
+    spread: Mapping[str, IntArray] = field(default_factory=dict)
 
     def fire(self, population: str, spikes: BoolArray) -> BoolArray:
         """Spikes (samples, neurons) with the dead neurons silent and the stuck ones spiking."""
@@ -104,21 +106,50 @@ class Defects:
         """
         if not self.faults.spike_loss:
             return spikes
+        return spikes & ~self._drawn(spikes, False, run, node, step, first, numbers)
+
+    def defer(
+        self,
+        spikes: BoolArray,
+        before: BoolArray | None,
+        run: int,
+        node: int,
+        step: int,
+        first: int = 0,
+        numbers: IntArray | None = None,
+    ) -> tuple[BoolArray, BoolArray | None]:
+        """The spikes of a node that arrive at a step, and those that are late by chance.
+
+        ``before`` are those that were late the step before (None: none), and arrive now. The rest
+        as for :meth:`deliver`, which comes first: what is lost is not late.
+        """
+        if not self.faults.late_spikes:
+            return spikes, None
+        late = self._drawn(spikes, True, run, node, step, first, numbers)
+        on_time = spikes & ~late
+        return (on_time if before is None else on_time | before), late
+
+    def _drawn(
+        self,
+        spikes: BoolArray,
+        late: bool,
+        run: int,
+        node: int,
+        step: int,
+        first: int,
+        numbers: IntArray | None,
+    ) -> BoolArray:
+        """Which of the spikes are lost, or late, by chance."""
         from nmtool.backends.kernel import chance, lost
 
         sample, neuron = np.nonzero(spikes)
-        gone = lost(
-            chance(self.faults.spike_loss),
-            self.faults.seed,
-            run,
-            sample + first,
-            node,
-            step,
-            neuron if numbers is None else numbers[neuron],
-        )
-        left = spikes.copy()
-        left[sample[gone], neuron[gone]] = False
-        return left
+        own = neuron if numbers is None else numbers[neuron]
+        fraction = self.faults.late_spikes if late else self.faults.spike_loss
+        place = (run, sample + first, node, step, own)
+        hit = lost(chance(fraction), self.faults.seed, *place, late=late)
+        drawn = np.zeros(spikes.shape, dtype=np.bool_)
+        drawn[sample[hit], neuron[hit]] = True
+        return drawn
 
     def stored(self, projection: str, mantissa: IntArray, format: SynapseFormat) -> IntArray:
         """What the synapse memory gives back for the mantissas written to it."""
@@ -135,13 +166,14 @@ class Defects:
         flipped = {name: _marked(bits) for name, bits in self.flips.items()}
         stale = {name: np.argwhere(mask).tolist() for name, mask in self.stale.items()}
         return {
-            "label": "simulator with invented defects, not a chip",
+            "label": self.faults.label,
             **self.faults.model_dump(mode="json"),
             "dead": {name: index.tolist() for name, index in self.dead.items()},
             "stuck": {name: index.tolist() for name, index in self.stuck.items()},
             "flipped": {name: rows[:LISTED_WEIGHTS] for name, rows in flipped.items()},
             "flipped_weights": {name: len(rows) for name, rows in flipped.items()},
             "flipped_thresholds": {n: _marked(bits) for n, bits in self.threshold_flips.items()},
+            "spread_thresholds": {n: drawn.tolist() for n, drawn in self.spread.items()},
             "stale": {name: rows[:LISTED_WEIGHTS] for name, rows in stale.items()},
             "stale_weights": {name: len(rows) for name, rows in stale.items()},
             "failed_cores": [
@@ -178,8 +210,10 @@ def draw(program: Program, faults: Faults, chip: ChipSpec | None = None) -> Defe
     ``chip`` is found by its name unless given.
     """
     net, bits = program.network, 0
-    if faults.threshold_bit_flips:
-        bits = (chip or load_chip(program.chip)).threshold_bits
+    spread: dict[str, IntArray] = {}
+    if faults.threshold_bit_flips or faults.threshold_spread:
+        chip = chip or load_chip(program.chip)
+        bits = chip.threshold_bits
     dead: dict[str, IntArray] = {}
     stuck: dict[str, IntArray] = {}
     threshold_flips: dict[str, IntArray] = {}
@@ -196,6 +230,9 @@ def draw(program: Program, faults: Faults, chip: ChipSpec | None = None) -> Defe
             bits,
             faults.threshold_bit_flips,
         )
+        if chip and faults.threshold_spread:
+            rng = np.random.default_rng([faults.seed, 5, index])
+            spread[name] = _spread(rng, population, faults.threshold_spread, chip)
     flips: dict[str, IntArray] = {}
     stale: dict[str, BoolArray] = {}
     for index, (name, projection) in enumerate(sorted(net.projections.items())):
@@ -211,11 +248,23 @@ def draw(program: Program, faults: Faults, chip: ChipSpec | None = None) -> Defe
         stuck,
         flips,
         stale,
-        {name: np.full(p.size, p.threshold) for name, p in net.populations.items()},
+        {n: spread.get(n, np.full(p.size, p.threshold)) for n, p in net.populations.items()},
         threshold_flips,
         {name: np.full(p.size, p.decay_u) for name, p in net.populations.items()},
         {name: np.full(p.size, p.decay_v) for name, p in net.populations.items()},
+        spread=spread,
     )
+
+
+def _spread(
+    rng: np.random.Generator, population: QuantizedPopulation, sigma: float, chip: ChipSpec
+) -> IntArray:
+    """Threshold mantissas of the neurons under analogue mismatch: threshold (1 + sigma z).
+
+    z is standard normal. What a neuron cannot have is held at the ends of 0 to the chip's largest.
+    """
+    drawn = population.threshold * (1 + sigma * rng.standard_normal(population.size))
+    return np.clip(np.rint(drawn), 0, chip.threshold_max).astype(np.int64)
 
 
 def _flips(

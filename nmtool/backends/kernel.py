@@ -48,6 +48,7 @@ _INNER: Any = {
     "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy",
 }  # fmt: skip
 _HASH = np.uint64(0x6A09E667F3BCC909)
+_LATE_HASH = np.uint64(0xBB67AE8584CAA73B)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 POPULATION = np.dtype(
@@ -116,6 +117,7 @@ class Circuit(NamedTuple):
     unit_place: Any  # int32[]: runs of a single weight
     unit_weight: Any  # int16[]
     late: Any  # int32[]: delays per target, as places (delay * lanes + target)
+    waiting_begin: Any  # int64[I + P + 1]: where in `State.waiting` the lists of each node begin
     depth: int  # slots of the ring, at least the longest delay + 2
 
 
@@ -136,6 +138,8 @@ class State(NamedTuple):
     ring: Any  # int32[rows, (depth + 1) * lanes + 64]: arriving sums, a row to gather late ones
     dirty: Any  # uint8[rows, (depth + 1) * lanes / 64]: blocks of the ring that are not zero
     awake: Any  # uint8[rows, lanes / 64]: blocks not known to be at rest; 1 at first
+    waiting: Any  # int32[rows, ...]: two lists a node, for even and odd times: the number of its
+    # spikes that arrive a step later, and their neurons
 
 
 class Scratch(NamedTuple):
@@ -146,6 +150,7 @@ class Scratch(NamedTuple):
     work_neuron: Any  # int32[the most neurons of a node + SPARE]
     work_payload: Any  # int32[the same]
     starts: Any  # int64[GROUP]: first runs of rows
+    sent: Any  # int32[the most neurons of a node]
 
 
 class Record(NamedTuple):
@@ -195,6 +200,7 @@ MACHINE = np.dtype(
         ("faulty", np.int64),  # 1: spikes may be lost or late
         ("singles", np.int64),  # rows of `Singles.single`
         ("chance", np.uint64),  # probability of a loss, times 2**53
+        ("late_chance", np.uint64),  # the same of a spike that arrives a step later
         ("seed", np.uint64),
         ("run", np.uint64),
         ("number", np.uint64),  # the number of sample 0, for the hash of losses
@@ -404,6 +410,14 @@ def _chain(key: Any, field: Any) -> Any:
 
 
 @njit(forceinline=True, **_INNER)
+def _key(m: Any, start: Any, node: Any, time: Any) -> Any:
+    """Return what the spikes of a node at one time have in common in the hash of losses."""
+    key = _chain(_chain(start, m.seed), m.run)
+    key = _chain(key, m.number + np.uint64(m.sample))
+    return _chain(_chain(key, np.uint64(_longs(m.node_number_at)[node])), np.uint64(time))
+
+
+@njit(forceinline=True, **_INNER)
 def _is_lost(key: Any, chance: Any, neuron: Any) -> Any:
     return _chain(key, np.uint64(neuron)) >> np.uint64(64 - CHANCE_BITS) < chance
 
@@ -413,9 +427,12 @@ def chance(probability: float) -> int:
     return round(probability * (1 << CHANCE_BITS))
 
 
-def lost(chance: int, seed: int, run: int, sample: Any, node: Any, step: Any, neuron: Any) -> Any:
-    """Return which spikes are lost, with arrays that broadcast for the last four."""
-    word = np.array([_HASH])
+def lost(
+    chance: int, seed: int, run: int, sample: Any, node: Any, step: Any, neuron: Any,
+    late: bool = False,
+) -> Any:  # fmt: skip
+    """Return which spikes are lost, or late, with arrays that broadcast for the last four."""
+    word = np.array([_LATE_HASH if late else _HASH])
     for field in (seed, run, sample, node, step, neuron):
         fields = np.atleast_1d(np.asarray(field, np.uint64))
         word = _mix.py_func((word ^ fields) + _GOLDEN)
@@ -881,9 +898,7 @@ def _keep(m: Any, population: Any, node: Any, time: Any, count: Any) -> Any:
     """Keep the events of a node that are not lost, in the work list or where they are."""
     if m.singles > 0 and node >= m.inputs:
         count = _displace(m, node, time, count)
-    key = _chain(_chain(_HASH, m.seed), m.run)
-    key = _chain(key, m.number + np.uint64(m.sample))
-    key = _chain(_chain(key, np.uint64(_longs(m.node_number_at)[node])), np.uint64(time))
+    key = _key(m, _HASH, node, time)
     neuron = _ints(m.events)
     first, number = np.int64(0), _ints(m.neuron_number_at)
     if node < m.inputs:
@@ -897,6 +912,47 @@ def _keep(m: Any, population: Any, node: Any, time: Any, count: Any) -> Any:
         if not _is_lost(key, m.chance, which if node < m.inputs else number[first + which]):
             count_kept += 1
     return count_kept
+
+
+@njit(**_INNER)
+def _defer(m: Any, population: Any, node: Any, time: Any, count: Any) -> Any:
+    """Hold events of a node back by chance for a step, and let those of the step before arrive.
+
+    One that arrives where there is an event already merges with it. Both lists are sorted.
+    """
+    key = _key(m, _LATE_HASH, node, time)
+    first, number = np.int64(0), _ints(m.neuron_number_at)
+    if node >= m.inputs:
+        first = population.first
+    sent, arriving = _ints(m.sent_at), _ints(m.events)
+    for k in range(count):
+        sent[k] = arriving[k]
+    begin, end = _longs(m.waiting_begin_at)[node], _longs(m.waiting_begin_at)[node + 1]
+    half, odd = (end - begin) >> 1, time & 1
+    before = _ints(m.waiting + 4 * (begin + (1 - odd) * half))
+    after = _ints(m.waiting + 4 * (begin + odd * half))
+    begins = m.step == 0 and m.kept == 0
+    waiting = np.int64(0) if begins else np.int64(before[0])
+    event, place, late, arrived = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    while event < count or place < waiting:
+        comes = False
+        if place < waiting and (event == count or before[1 + place] <= sent[event]):
+            which, comes = before[1 + place], True
+            place += 1
+        else:
+            which = sent[event]
+        if event < count and sent[event] == which:
+            event += 1
+            if _is_lost(key, m.late_chance, which if node < m.inputs else number[first + which]):
+                after[1 + late] = which
+                late += 1
+            else:
+                comes = True
+        if comes:
+            arriving[arrived] = which
+            arrived += 1
+    after[0] = np.int32(late)
+    return arrived
 
 
 @njit(**_INNER)
@@ -1040,6 +1096,7 @@ def _begin_sample(m: Any) -> None:
     m.ring = m.ring_at + 4 * row * (ring + BLOCK)
     m.dirty = m.dirty_at + row * (ring >> 6)
     m.awake = m.awake_at + row * (lanes >> 6)
+    m.waiting = m.waiting_at + 4 * row * _longs(m.waiting_begin_at)[m.nodes]
     if m.step == 0:
         m.steady = 0
         if m.fresh:
@@ -1078,6 +1135,8 @@ def advance(machines: Any) -> int:
                     count = _update(m, population, now)
                 if m.faulty:
                     count = _keep(m, population, node, time, count)
+                    if m.late_chance > 0:
+                        count = _defer(m, population, node, time, count)
                 if count > 0:
                     _send(m, node, now, count)
                 if node >= m.inputs:

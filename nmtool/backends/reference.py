@@ -79,7 +79,8 @@ class _State:
     ``third`` counts down the refractory steps of CUBA neurons and holds the residue of delta
     encoders. ``arriving[population][k]`` is the weighted sum that arrives k steps from now: a spike
     adds its weights where its delay puts them when it is sent, as the chip's dendritic
-    accumulators do. ``first`` is the number of the first sample, ``held`` are late spikes.
+    accumulators do. ``first`` is the number of the first sample, ``held`` are named
+    late spikes, ``late`` those by chance: of each node, shape (samples, neurons).
     """
 
     n_samples: int
@@ -90,6 +91,7 @@ class _State:
     step: int = 0
     first: int = 0
     held: set[int] = field(default_factory=set)
+    late: dict[str, BoolArray | None] = field(default_factory=dict)
     events: dict[str, int] = field(default_factory=lambda: {"wrapped": 0, "saturated": 0})
 
     def fold(self, event: str, rule: Callable[[IntArray], IntArray], exact: IntArray) -> IntArray:
@@ -231,7 +233,10 @@ class ReferenceSession(SimulatorSession[_State]):
                 messages = self._defects.displace(name, messages, step, first, state.held)
             if not net.graded(name):
                 number, own = self._defects.numbers.get(name, (node, None))
-                messages = self._defects.deliver(messages, run, number, step, first, own)
+                place = (run, number, step, first, own)
+                messages = self._defects.deliver(messages, *place)
+                before = state.late.get(name)
+                messages, state.late[name] = self._defects.defer(messages, before, *place)
             result[name] = self._lined(name, messages)
         return result
 

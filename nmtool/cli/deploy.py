@@ -165,7 +165,7 @@ def report(
     if attempts:
         warn(f"passed only on retry: {len(attempts)} of {len(attempts) + 1} attempts failed")
     if hardware.faults:
-        note(options, f"{hardware.name} is a simulator with invented defects, not a chip")
+        note(options, f"{hardware.name} is a {hardware.faults.label}")
     document = {
         "target": hardware.name,
         "backend": recording.backend,

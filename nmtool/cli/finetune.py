@@ -230,7 +230,7 @@ def _study(
     from nmtool.training.model import is_trained
 
     if hardware.faults:
-        note(options, f"{hardware.name} is a simulator with invented defects, not a chip")
+        note(options, f"{hardware.name} is a {hardware.faults.label}")
     plain = hardware.plain() if isinstance(hardware, ReplayTarget) else hardware
     healthy = plain.model_copy(update={"backend": "emulator", "faults": None})
     shadow = {

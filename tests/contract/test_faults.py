@@ -247,6 +247,8 @@ def test_all_kinds_together_equal_the_reference(make: Callable[[int], Program]) 
         "threshold_bit_flips": 0.02,
         "stale_writes": 0.3,
         "spike_loss": 0.1,
+        "late_spikes": 0.1,
+        "threshold_spread": 0.2,
         "weight_bit_flips": 0.01,
     }
     faults = Faults.model_validate({"seed": 4, **random, "injected": injected})
@@ -256,7 +258,9 @@ def test_all_kinds_together_equal_the_reference(make: Callable[[int], Program]) 
 
 
 @pytest.mark.parametrize("make", MAKERS)
-@pytest.mark.parametrize("kind", ["threshold_bit_flips", "stale_writes"])
+@pytest.mark.parametrize(
+    "kind", ["threshold_bit_flips", "stale_writes", "late_spikes", "threshold_spread"]
+)
 def test_random_kinds_equal_the_reference(kind: str, make: Callable[[int], Program]) -> None:
     program, rasters, healthy = setting(make, 5)
     faults = Faults.model_validate({"seed": 1, kind: 0.2})
@@ -292,7 +296,11 @@ def test_threads_do_not_matter(threads: int) -> None:
     single = {"population": population, "neuron": neuron, "sample": sample, "step": step}
     for more in ([], [{"kind": "missing_reset", "population": population}]):
         faults = Faults.model_validate(
-            {"spike_loss": 0.1, "injected": [{"kind": "late_spike", **single}, *more]}
+            {
+                "spike_loss": 0.1,
+                "late_spikes": 0.1,
+                "injected": [{"kind": "late_spike", **single}, *more],
+            }
         )
         with EmulatorBackend(faults, threads=threads).open(program) as session:
             found = session.run(trains(program, rasters), probe=ALL)
@@ -301,11 +309,14 @@ def test_threads_do_not_matter(threads: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "emulator"])
-def test_lost_spikes_of_a_stream_do_not_depend_on_its_pieces(backend: str) -> None:
+@pytest.mark.parametrize("kind", ["spike_loss", "late_spikes"])
+def test_chance_in_a_stream_does_not_depend_on_its_pieces(backend: str, kind: str) -> None:
     program = make_program(2)
     spikes = make_spikes(program, 2, samples=1, steps=60)
     faulty = load_hardware("loihi2-faulty").model_copy(update={"weight_bits": None})
-    target = faulty.model_copy(update={"backend": backend}).with_faults(spike_loss=0.2)
+    target = faulty.model_copy(update={"backend": backend}).with_faults(
+        **{"spike_loss": 0.0, kind: 0.2}
+    )
 
     def run(cuts: list[int]) -> list[np.ndarray]:
         raster, start, pieces = spikes.to_raster()[0], 0, []

@@ -205,6 +205,54 @@ def test_a_lost_spike_reaches_neither_its_targets_nor_the_probe():
         np.testing.assert_array_equal(recording.current["alpha"][:, :, t], current)
 
 
+def stuck_and_late(rate):
+    """Stuck neurons send at every step: what is missing is late, and merges with the next."""
+    return record(Faults(seed=1, stuck_neurons=1.0, late_spikes=rate))[0]["spikes", "zeta"]
+
+
+def test_spikes_are_late_at_the_rate_asked_and_arrive_a_step_later():
+    defects = draw(WIDE, Faults(late_spikes=0.2))
+    spikes = np.random.default_rng(0).random((200, 300)) < 0.5
+    on_time, late = defects.defer(spikes, None, run=0, node=1, step=2)
+    np.testing.assert_array_equal(on_time ^ late, spikes)
+    assert abs(late.sum() / spikes.sum() - 0.2) < 5 * np.sqrt(0.16 / spikes.sum())
+    arrived, _ = defects.defer(np.zeros_like(spikes), late, run=0, node=1, step=3)
+    np.testing.assert_array_equal(arrived, late)
+    missing = 1 - stuck_and_late(0.3)
+    assert missing[:, :, 0].any()
+    assert abs(missing[:, :, 1:].mean() - 0.3 * 0.7) < 0.05  # late, and the one before was not
+    delayed = stuck_and_late(1.0)
+    assert not delayed[:, :, 0].any()
+    assert delayed[:, :, 1:].all()
+
+
+def test_late_spikes_and_lost_ones_are_drawn_from_different_numbers():
+    spikes = np.ones((50, 200), dtype=np.bool_)
+    defects = draw(WIDE, Faults(spike_loss=0.5, late_spikes=0.5))
+    kept = defects.deliver(spikes, run=0, node=1, step=2)
+    _, late = defects.defer(spikes, None, run=0, node=1, step=2)
+    assert abs(np.mean(kept & late) - 0.25) < 5 * np.sqrt(0.19 / spikes.size)
+
+
+def test_thresholds_are_spread_around_their_own_and_labelled_analogue():
+    drawn = [draw(WIDE, Faults(seed=k, threshold_spread=0.3)) for k in range(40)]
+    for name, population in WIDE.network.populations.items():
+        ratio = np.concatenate([d.threshold_of(name) for d in drawn]) / population.threshold
+        assert abs(ratio.mean() - 1) < 5 * 0.3 / np.sqrt(ratio.size)
+        assert abs(ratio.std() - 0.3) < 0.05
+    found = drawn[0].listing()
+    assert "analogue mismatch" in found["label"]
+    assert {name: len(drawn) for name, drawn in found["spread_thresholds"].items()} == {
+        name: population.size for name, population in WIDE.network.populations.items()
+    }
+    assert "analogue" not in listed(EVERYTHING)["label"]
+    assert listed(EVERYTHING)["spread_thresholds"] == {}
+    widest = np.concatenate(
+        [draw(WIDE, Faults(seed=k, threshold_spread=1.0)).threshold_of("zeta") for k in range(9)]
+    )
+    assert widest.min() == 0  # a threshold register has no sign
+
+
 def test_losses_are_drawn_anew_in_every_run_and_first_run_continues_them():
     faults = Faults(seed=8, spike_loss=0.1)
     runs = record(faults, runs=4)
@@ -222,7 +270,7 @@ def test_losses_are_drawn_anew_in_every_run_and_first_run_continues_them():
     "key",
     [
         *("dead_neurons", "stuck_neurons", "weight_bit_flips", "threshold_bit_flips"),
-        *("stale_writes", "spike_loss"),
+        *("stale_writes", "spike_loss", "late_spikes", "threshold_spread"),
     ],
 )
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
@@ -421,6 +469,16 @@ def test_bits_of_threshold_registers_flip():
     assert {neuron: 600 ^ bits for neuron, bits in listing} == {
         neuron: value for neuron, value in enumerate(threshold.tolist()) if value != 600
     }
+
+
+def test_spread_thresholds_act_on_their_own_neurons():
+    faults = Faults(seed=3, threshold_spread=0.3)
+    found = of_chain(faults)
+    thresholds = draw(CHAIN, faults).threshold_of("hidden").tolist()
+    assert len(set(thresholds)) > 4
+    for neuron, value in enumerate(thresholds):
+        alone = by_oracle(with_hidden(CHAIN.network, threshold=value))["spikes", "hidden"]
+        np.testing.assert_array_equal(found["spikes", "hidden"][:, neuron], alone[:, neuron])
 
 
 def test_the_new_random_kinds_leave_the_others_as_they_were():
