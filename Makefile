@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo surrogate-gradients test test-all bench bench-compile soak lint format clean
+.PHONY: setup demo surrogate-gradients in-the-loop test test-all bench bench-compile soak lint format clean
 
 setup: $(READY)
 
@@ -25,6 +25,13 @@ STATEMENTS := interpolation temporal_xor escape_noise stochastic_ad multilayer_b
 	stochastic_training target_train training_memory
 surrogate-gradients: $(READY)
 	for s in $(STATEMENTS); do $(BIN)/python examples/surrogate_gradients/$$s.py || exit 1; done
+
+# What a target in the loop repairs, family of defects by family (docs/when_the_loop_is_worth_it.md).
+in-the-loop: $(READY)
+	mkdir -p runs
+	for s in faults delayed_xor japanese_vowels; do OMP_NUM_THREADS=1 $(BIN)/python \
+		examples/in_the_loop/$$s.py --json --figure docs/figures/in-the-loop-$$s.png \
+		> runs/in-the-loop-$$s.json || exit 1; done
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2

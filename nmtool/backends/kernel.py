@@ -925,14 +925,15 @@ def _defer(m: Any, population: Any, node: Any, time: Any, count: Any) -> Any:
     if node >= m.inputs:
         first = population.first
     sent, arriving = _ints(m.sent_at), _ints(m.events)
-    for k in range(count):
-        sent[k] = arriving[k]
+    for i in range(count):
+        sent[i] = arriving[i]
     begin, end = _longs(m.waiting_begin_at)[node], _longs(m.waiting_begin_at)[node + 1]
     half, odd = (end - begin) >> 1, time & 1
     before = _ints(m.waiting + 4 * (begin + (1 - odd) * half))
     after = _ints(m.waiting + 4 * (begin + odd * half))
-    begins = m.step == 0 and m.kept == 0
-    waiting = np.int64(0) if begins else np.int64(before[0])
+    waiting = before[0]
+    if m.step == 0 and m.kept == 0:
+        waiting = _ZERO
     event, place, late, arrived = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     while event < count or place < waiting:
         comes = False
