@@ -26,7 +26,6 @@ from nmtool.fixedpoint import (
     BoolArray,
     IntArray,
     decay,
-    exact_shift,
     round_nearest,
     shift,
 )
@@ -364,7 +363,7 @@ def exact_exponents(bits: int, sign_mode: SignMode, chip: ChipSpec) -> list[int]
     """
     low, high = chip.weight_exponent
     step = SynapseFormat(bits, 0, sign_mode).step
-    return [e for e in range(low, high + 1) if exact_shift(step, e)]
+    return [e for e in range(low, high + 1) if (step * 2.0**e).is_integer()]
 
 
 def choose_format(

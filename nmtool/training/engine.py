@@ -33,6 +33,7 @@ from nmtool.training import dynamics, kernels
 from nmtool.training.events import Events, merged
 from nmtool.training.injection import Measured
 from nmtool.training.learned import Learned
+from nmtool.training.memory import Memory
 from nmtool.training.model import Model, Stage, States
 from nmtool.training.noise import Draw, compiled
 from nmtool.training.parts import PARTS, in_parts
@@ -122,6 +123,16 @@ class Layer:
             begin += int(np.prod(w.weight_shape))
         return joined(self.n, parts)
 
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether every source has one row of all neurons, and all of its own one delay."""
+        late = self.own_rows.ways[:, 3]
+        return (
+            self.rows.are_whole(self.n)
+            and self.own_rows.are_whole(self.n)
+            and bool(np.all(late == self.ahead - 1))
+        )
+
     @property
     def ahead(self) -> int:
         """Steps that are kept for spikes that are in flight within the stage, and this one."""
@@ -191,9 +202,10 @@ class Run:
     ``arrived`` are the events behind the relay of every projection, ``spikes`` are of the
     populations that were asked for. ``apart`` are populations whose current and voltage were
     computed apart, ``masks`` dropout's, ``late`` the delayed spikes of populations whose neurons
-    have delays of their own.
+    have delays of their own. ``memory`` is that of the arrays.
     """
 
+    memory: Memory
     voltage: list[Array] = field(default_factory=list)
     current: list[Array] = field(default_factory=list)
     weight: dict[str, Rounded] = field(default_factory=dict)
@@ -233,6 +245,7 @@ class EventNetwork(Model):
     ) -> None:
         super().__init__(network, chip, recipe)
         self._chip, self._noise, self._formats = chip, noise, formats
+        self._memory = Memory()
         quantized = quantize(network, chip)
         self.layers = [_layer(stage, quantized, surrogate, noise) for stage in self.stages]
         self._thresholds = {
@@ -312,7 +325,8 @@ class EventNetwork(Model):
         (source,) = self.network.inputs
         sent = {source: Events.of_rows(x.detach().numpy())}
         sources = {p.source for p in self.network.projections.values()}
-        run = Run(masks={name: m.numpy() for name, m in self.learned.masks(len(x)).items()})
+        masks = {name: m.numpy() for name, m in self.learned.masks(len(x)).items()}
+        run = Run(self._memory, masks=masks)
         for layer in self.layers:
             parts = self._apart(layer)
             for fed in [layer] if parts is None else [alone for _, alone in parts]:
@@ -495,9 +509,9 @@ def _run_layer(
     """Current, voltage and spikes of a stage, shape (samples, steps, neurons)."""
     samples, _, steps = size
     _check_sums(layer, run)
-    voltage = np.empty((samples, steps, layer.n), dtype=np.int32)
-    current = np.empty((samples, steps if keep_current else 0, layer.n), dtype=np.int32)
-    spikes = np.empty((samples, steps, layer.n), dtype=np.int8)
+    voltage = run.memory.empty((samples, steps, layer.n), np.int32)
+    current = run.memory.empty((samples, steps if keep_current else 0, layer.n), np.int32)
+    spikes = run.memory.empty((samples, steps, layer.n), np.int8)
     registers = layer.registers if registers is None else registers
     kept = (*chance, current, voltage, spikes)
     events, delay = _together(layer, run, samples, steps)
@@ -510,11 +524,11 @@ def _run_layer(
             ),
         )
     else:
-        weight = _flat(layer.incoming, run.weight)
-        own = _flat(layer.within, run.weight).astype(np.int32)  # of one type, compiled once
-        ways = (layer.rows.start, layer.rows.ways, weight)
-        own_ways = (layer.own_rows.start, layer.own_rows.ways, own, layer.ahead)
-        neurons = (registers, layer.begins)
+        weight, own = (_flat(wires, run.weight) for wires in (layer.incoming, layer.within))
+        kind = np.result_type(weight, own)  # of one type, compiled once
+        ways = (layer.rows.start, layer.rows.ways, weight.astype(kind, copy=False))
+        own_ways = (layer.own_rows.start, layer.own_rows.ways, own.astype(kind, copy=False))
+        neurons = (layer.ahead, int(layer.is_whole), registers, layer.begins)
         large = in_parts(
             samples,
             lambda first, last: kernels.forward_rows(
@@ -579,7 +593,7 @@ def _flat(wires: Sequence[Wire], weight: Mapping[str, Rounded]) -> Array:
     rows = [weight[w.synapses.name].rows.reshape(-1) for w in wires]
     if len(rows) == 1:
         return rows[0]
-    return np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32)
+    return np.concatenate(rows) if rows else np.zeros(0, dtype=np.int16)
 
 
 def _check_sums(layer: Layer, run: Run) -> None:
@@ -640,7 +654,7 @@ def _arriving(
         found.update({name: torch.from_numpy(decay) for name, decay in decays.items()})
         return arriving
     samples = len(gradient)
-    width = min(kernels.BLOCK, max(1, -(-layer.n * samples // PARTS)))
+    width = min(kernels.WIDE, max(1, -(-layer.n * samples // PARTS)))
     in_parts(
         samples * -(-layer.n // width),
         lambda first, last: kernels.backward(
@@ -661,18 +675,27 @@ def _through_loop(
     steps = gradient.shape[1]
     g_u, g_v = np.zeros((2, len(gradient), layer.n), dtype=np.float32)
     ways = [
-        (w, w.synapses.delay, layer.slices[w.synapses.source], layer.slices[w.synapses.target])
+        (
+            w.synapses.delay,
+            w.step_back(weight[w.synapses.name]),
+            _by_step(gradient[..., layer.slices[w.synapses.source]]),
+            _by_step(gradient[..., layer.slices[w.synapses.target]]),
+        )
         for w in layer.within
     ]
     with one_thread():
         for t in range(steps - 1, -1, -1):
-            for w, delay, source, target in ways:
+            for delay, add, sent, came in ways:
                 if t + delay < steps:
-                    came = gradient[:, t + delay, target]
-                    gradient[:, t, source] += w.step_back(came, weight[w.synapses.name])
+                    add(sent[t], came[t + delay])
             if follow is not None:
                 gradient[:, t] *= follow
             kernels.backward_step(t, gradient, voltage, layer.shape, layer.surrogate, g_u, g_v)
+
+
+def _by_step(gradient: Array) -> tuple[torch.Tensor, ...]:
+    """Gradients (samples, neurons) of every step."""
+    return tuple(torch.from_numpy(gradient).unbind(1))
 
 
 def _send_back(
@@ -696,7 +719,7 @@ def _send_back(
         if w.synapses.trained:
             found[name] = torch.from_numpy(w.weight_gradient(run.arrived[name], part))
         if source in model.network.populations and source not in layer.slices:
-            earlier = w.back(part, run.weight[name])
+            earlier = w.back(part, run.weight[name], run.memory)
             into = received if source in run.masks or source in run.late else wanted
             if source in into:
                 into[source] += earlier

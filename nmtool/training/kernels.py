@@ -26,11 +26,17 @@ _FAST: Any = {"nogil": True, "error_model": "numpy", "cache": True}
 BLOCK = 256
 """Targets that are run at once, at most: their weights stay in the cache."""
 
+WIDE = 4000
+"""Neurons that go back at once, at most: long rows are read faster. No power of two, as PERIOD."""
+
 LANES = 16
 """Numbers that are added at once; blocks of targets are padded to a multiple of them."""
 
-PERIOD = 1024
-"""Registers that are the same for all neurons stand there for so many: they stay in the cache."""
+PERIOD = 960
+"""Registers that are the same for all neurons stand there for so many, which stay in the cache.
+
+No power of two, so that those of a neuron lie in different sets of the cache.
+"""
 
 SOURCES = 128
 """Sources whose weight gradients are summed at once: their rows stay in the cache."""
@@ -99,7 +105,7 @@ def _add_lanes(_typing: Any, out: Any, _at: Any, row: Any, _begin: Any) -> Any:
     return types.void(out, types.int64, row, types.int64), generate
 
 
-@njit(inline="always", **_FAST)
+@njit(forceinline=True, **_FAST)
 def _add(out: Any, at: int, row: Any, begin: int, length: int) -> None:
     """out[at:at + length] += row[begin:begin + length]."""
     whole = length - length % LANES
@@ -109,7 +115,37 @@ def _add(out: Any, at: int, row: Any, begin: int, length: int) -> None:
         out[at + k] += row[begin + k]
 
 
-@njit(inline="always", **_FAST)
+@njit(forceinline=True, **_FAST)
+def _add_ways(
+    coming: Any, t: int, ahead: int, n: int, weight: Any, ways: Any, first: int, last: int
+) -> None:
+    """Add the rows of the ways first to last to what arrives at n neurons at t and later."""
+    for w in range(first, last):
+        at = (t + ways[w, 3]) % ahead * n + ways[w, 1]
+        _add(coming, at, weight, ways[w, 0], ways[w, 2])
+
+
+@njit(forceinline=True, **_FAST)
+def _add_rows(
+    out: Any, at: int, n: int, weight: Any, ways: Any, source: Any, first: int, last: int
+) -> None:
+    """Add the rows of the sources source[first:last], of one way each, to out[at:at + n]."""
+    to = np.uint64(at)
+    whole = last - (last - first) % 4
+    for e in range(first, whole, 4):
+        r0, r1 = np.uint64(ways[source[e], 0]), np.uint64(ways[source[e + 1], 0])
+        r2, r3 = np.uint64(ways[source[e + 2], 0]), np.uint64(ways[source[e + 3], 0])
+        for j in range(np.uint64(n)):
+            two = np.int32(weight[r0 + j]) + np.int32(weight[r1 + j])
+            four = two + np.int32(weight[r2 + j]) + np.int32(weight[r3 + j])
+            out[to + j] += np.int32(four)
+    for e in range(whole, last):
+        r0 = np.uint64(ways[source[e], 0])
+        for j in range(np.uint64(n)):
+            out[to + j] += np.int32(weight[r0 + j])
+
+
+@njit(forceinline=True, **_FAST)
 def _decayed(state: np.int32, keep: np.int32) -> np.int32:
     """trunc(state keep / 4096) in 32 bits, of which every step of the sum needs no more."""
     size = np.int32(abs(state))
@@ -119,7 +155,7 @@ def _decayed(state: np.int32, keep: np.int32) -> np.int32:
     return left if state >= 0 else np.int32(-left)
 
 
-@njit(inline="always", **_FAST)
+@njit(forceinline=True, **_FAST)
 def _spikes(voltage: Any, threshold: Any) -> Any:
     """Whether a neuron spikes."""
     return voltage > threshold
@@ -255,7 +291,7 @@ def merge(
                 at[b, t + delay] += 1
 
 
-@njit(inline="always", **_FAST)
+@njit(forceinline=True, **_FAST)
 def _update(
     u: Any,
     v: Any,
@@ -371,6 +407,7 @@ def forward_rows(
     own_ways: Any,
     own_weight: Any,
     ahead: int,
+    whole: int,
     neuron: Any,
     begins: Any,
     escape: Any,
@@ -384,13 +421,14 @@ def forward_rows(
 
     ``from_source``, ``ways`` and ``weight`` say what the spikes of the sources do, ``from_neuron``,
     ``own_ways`` and ``own_weight`` what those of the neurons themselves do, which arrive less than
-    ``ahead`` steps later. The neurons of population k are those from ``begins[k]`` to
+    ``ahead`` steps later. With ``whole`` every source has one row, of all neurons, and own ones
+    arrive ``ahead - 1`` steps later. The neurons of population k are those from ``begins[k]`` to
     ``begins[k + 1]``. The rest as in ``forward_dense``.
     """
     _, steps, n = voltage.shape
     u = np.zeros(n, dtype=np.int32)
     v = np.zeros(n, dtype=np.int32)
-    coming = np.zeros((ahead, n), dtype=np.int32)
+    coming = np.zeros(ahead * n, dtype=np.int32)
     large = np.int32(0)
     keep_current, given = current.shape[1] > 0, levels.shape[1] > 0
     loops = own_ways.shape[0] > 0
@@ -403,11 +441,15 @@ def forward_rows(
         v[:] = 0
         coming[:] = 0
         for t in range(steps):
-            arrived = coming[t % ahead]
-            if t >= delay:
+            now = t % ahead * n
+            arrived = coming[now : now + n]
+            if t >= delay and whole:
+                e, end = start[b, t - delay], start[b, t - delay + 1]
+                _add_rows(coming, now, n, weight, ways, index, e, end)
+            elif t >= delay:
                 for e in range(start[b, t - delay], start[b, t - delay + 1]):
-                    for w in range(from_source[index[e]], from_source[index[e] + 1]):
-                        _add(arrived, ways[w, 1], weight, ways[w, 0], ways[w, 2])
+                    i = index[e]
+                    _add_ways(coming, t, ahead, n, weight, ways, from_source[i], from_source[i + 1])
             fired = spikes[b, t]
             out = voltage[b, t]
             if escape.kind != NO_NOISE:
@@ -430,11 +472,13 @@ def forward_rows(
             arrived[:] = 0
             if keep_current:
                 current[b, t] = u
-            if loops:
+            if loops and whole:
+                late = (t + ahead - 1) % ahead * n
+                _add_rows(coming, late, n, own_weight, own_ways, who, 0, _listed(fired, who))
+            elif loops:
                 for k in range(_listed(fired, who)):
-                    for w in range(from_neuron[who[k]], from_neuron[who[k] + 1]):
-                        late = coming[(t + own_ways[w, 3]) % ahead]
-                        _add(late, own_ways[w, 1], own_weight, own_ways[w, 0], own_ways[w, 2])
+                    i, to = from_neuron[who[k]], from_neuron[who[k] + 1]
+                    _add_ways(coming, t, ahead, n, own_weight, own_ways, i, to)
     return int(large >> HUGE)
 
 
@@ -480,50 +524,45 @@ def backward(
     targets.
     """
     samples, steps, neurons = voltage.shape
+    own = np.empty((neuron.shape[0], width), dtype=np.float32)
+    center, slope, peak, keep_u, keep_v = own[0], own[1], own[2], own[3], own[4]
     g_u = np.zeros(width, dtype=np.float32)
     g_v = np.zeros(width, dtype=np.float32)
     rho = np.empty(width, dtype=np.float32)
+    before = -1
     for item in range(first, last):
         b, begin = item % samples, item // samples * width
         end = min(neurons, begin + width)
-        at = begin if neuron.shape[1] == neurons else 0
-        stop = at + end - begin
-        center, slope, peak = neuron[0, at:stop], neuron[1, at:stop], neuron[2, at:stop]
-        keep_u, keep_v = neuron[3, at:stop], neuron[4, at:stop]
+        if begin != before:
+            for k in range(own.shape[0]):
+                for j in range(end - begin):
+                    own[k, j] = neuron[k, (begin + j) % neuron.shape[1]]
+            before = begin
         g_u[:] = 0
         g_v[:] = 0
         for t in range(steps - 1, -1, -1):
             g, state = gradient[b, t, begin:end], voltage[b, t, begin:end]
-            _back(g, state, shape, center, slope, peak, keep_u, keep_v, rho, g_u, g_v)
+            if shape == EXPONENTIAL:
+                _exponentials(state, center, slope, peak, rho)
+            else:
+                derivatives(shape, state, center, slope, peak, rho)
+            _recur(g, rho, keep_u, keep_v, g_u, g_v)
 
 
-@njit(inline="always", **_FAST)
-def _back(
-    g: Any,
-    voltage: Any,
-    shape: int,
-    center: Any,
-    slope: Any,
-    peak: Any,
-    keep_u: Any,
-    keep_v: Any,
-    rho: Any,
-    g_u: Any,
-    g_v: Any,
-) -> None:
-    """One step of ``backward``; ``rho`` is room for the derivatives."""
-    if shape == EXPONENTIAL:
-        for j in range(g.size):
-            height = exponential(voltage[j], center[j], slope[j], peak[j])
-            g_v[j] = height * g[j] + keep_v[j] * g_v[j]
-            g_u[j] = g_v[j] + keep_u[j] * g_u[j]
-            g[j] = g_u[j]
-    else:
-        derivatives(shape, voltage, center, slope, peak, rho)
-        for j in range(g.size):
-            g_v[j] = rho[j] * g[j] + keep_v[j] * g_v[j]
-            g_u[j] = g_v[j] + keep_u[j] * g_u[j]
-            g[j] = g_u[j]
+@njit(forceinline=True, **_FAST)
+def _exponentials(voltage: Any, center: Any, slope: Any, peak: Any, rho: Any) -> None:
+    """``derivatives`` of SLAYER's surrogate."""
+    for j in range(voltage.size):
+        rho[j] = exponential(voltage[j], center[j], slope[j], peak[j])
+
+
+@njit(forceinline=True, fastmath={"contract"}, **_FAST)
+def _recur(g: Any, rho: Any, keep_u: Any, keep_v: Any, g_u: Any, g_v: Any) -> None:
+    """One step of the recurrences of ``backward``."""
+    for j in range(g.size):
+        g_v[j] = rho[j] * g[j] + keep_v[j] * g_v[j]
+        g_u[j] = g_v[j] + keep_u[j] * g_u[j]
+        g[j] = g_u[j]
 
 
 @njit(fastmath={"contract"}, **_FAST)
@@ -534,8 +573,11 @@ def backward_step(
     center, slope, peak, keep_u, keep_v = neuron[0], neuron[1], neuron[2], neuron[3], neuron[4]
     rho = np.empty(gradient.shape[2], dtype=np.float32)
     for b in range(gradient.shape[0]):
-        g, state = gradient[b, t], voltage[b, t]
-        _back(g, state, shape, center, slope, peak, keep_u, keep_v, rho, g_u[b], g_v[b])
+        if shape == EXPONENTIAL:
+            _exponentials(voltage[b, t], center, slope, peak, rho)
+        else:
+            derivatives(shape, voltage[b, t], center, slope, peak, rho)
+        _recur(gradient[b, t], rho, keep_u, keep_v, g_u[b], g_v[b])
 
 
 @njit(**_FAST)

@@ -13,12 +13,13 @@ PARTS = 4
 """Work is cut into so many parts at most; no sum is cut."""
 
 
-def in_parts(count: int, work: Callable[[int, int], Any]) -> list[Any]:
+def in_parts(count: int, work: Callable[[int, int], Any], least: int = 1) -> list[Any]:
     """What ``work(first, last)`` gives for every part of so many things, in their order.
 
-    The caller works too: it takes the parts from the end that no thread has begun.
+    The caller works too: it takes the parts from the end that no thread has begun. A part has
+    ``least`` things or more, for few are done sooner than a thread has begun.
     """
-    n = min(PARTS, count)
+    n = min(PARTS, count, max(1, count // least))
     parts = list(pairwise(count * k // n for k in range(n + 1))) if n else []
     if len(parts) < 2:
         return [work(*part) for part in parts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +18,9 @@ Array: TypeAlias = npt.NDArray[Any]
 
 CLOSE = 1e-9
 """Squared errors this near to each other, relatively, may come out in another order."""
+
+TOGETHER = 1 << 15
+"""Weights that are rounded by one thread at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +55,30 @@ def closest_format(projection: str, weight: Array, bits: int, chip: ChipSpec) ->
     both = np.isfinite([low, high]).all() and low < 0 < high
     if not (both and bits > 1 and bits in chip.weight_bits):
         return choose_format(projection, weight, bits, chip)
-    formats = [SynapseFormat(bits, e, "mixed") for e in exact_exponents(bits, "mixed", chip)]
+    formats = _formats(bits, tuple(exact_exponents(bits, "mixed", chip)))
     fits = [k for k, f in enumerate(formats) if _clipped(f, low, high) <= _unit(f) / 2]
     errors = dict[int, float]()
     for k in range(min(len(formats) - 1, fits[0] + 1 if fits else len(formats)), -1, -1):
         if errors and _clipped(formats[k], low, high) ** 2 > min(errors.values()) * (1 + CLOSE):
             break
-        errors[k] = kernels.squared_error(weight, *_grid(formats[k]))
+        errors[k] = _squared_error(weight, formats[k])
     best = min(errors, key=lambda k: errors[k])
     near = sum(error <= errors[best] * (1 + CLOSE) for error in errors.values())
     return formats[best] if near == 1 else choose_format(projection, weight, bits, chip)
+
+
+@cache
+def _formats(bits: int, exponents: tuple[int, ...]) -> tuple[SynapseFormat, ...]:
+    return tuple(SynapseFormat(bits, e, "mixed") for e in exponents)
+
+
+def _squared_error(weight: Array, format: SynapseFormat) -> float:
+    """Of all weights, rounded to a format."""
+    grid, rows = _grid(format), max(1, TOGETHER // weight[0].size)
+    parts = in_parts(
+        len(weight), lambda first, last: kernels.squared_error(weight[first:last], *grid), rows
+    )
+    return float(sum(parts))
 
 
 def _unit(format: SynapseFormat) -> float:

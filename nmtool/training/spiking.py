@@ -109,7 +109,7 @@ def derivatives(shape: int, voltage: Any, center: Any, slope: Any, peak: Any, rh
             t = slope[j] * (np.float32(voltage[j]) - center[j])
             rho[j] = peak[j] * exp2(min(t, zero)) if t < zero else zero
     else:
-        rho[:n] = peak
+        rho[:n] = peak[:n]
 
 
 @njit(inline="always", **_FAST)

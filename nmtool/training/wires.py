@@ -29,6 +29,7 @@ from nmtool.operations import (
 )
 from nmtool.training import kernels
 from nmtool.training.events import Events, Relay
+from nmtool.training.memory import Memory
 from nmtool.training.model import Synapses
 from nmtool.training.parts import in_parts
 from nmtool.training.rounding import Rounded
@@ -52,6 +53,11 @@ class Rows:
     def most(self) -> int:
         """The most rows that one source adds."""
         return int(np.diff(self.start).max(initial=0))
+
+    def are_whole(self, targets: int) -> bool:
+        """Whether every source adds one row of all targets."""
+        one = np.diff(self.start) == 1
+        return bool(one.all() and np.all(self.ways[:, 1:3] == [0, targets]))
 
 
 def _rows(sources: int, source: Array, row: Array, place: Array, length: int) -> Rows:
@@ -225,40 +231,56 @@ class Wire:
         )
         return total
 
-    def back(self, arriving: Array, weight: Rounded) -> Array:
+    def back(self, arriving: Array, weight: Rounded, memory: Memory) -> Array:
         """The gradient of the source's spikes, (samples, steps, neurons), from what arrives."""
         samples, steps, _ = arriving.shape
         size = self.size if self.relay is None else len(self.relay.begin) - 1
-        found = np.empty((samples, steps, size), dtype=np.float32)
+        found = memory.empty((samples, steps, size), np.float32)
         kept = max(steps - self.synapses.delay, 0)
         found[:, kept:] = 0
         if not kept:
             return found
         came, sent = arriving[:, steps - kept :], found[:, :kept]
-        inner = _inner_back(self, came, weight)
+        inner, relay = _inner_back(self, weight), self.relay
 
         def part(first: int, last: int) -> None:
+            if relay is None:
+                for b in range(first, last):
+                    inner(came[b], sent[b])
+                return
+            places = np.empty((kept, self.size), dtype=np.float32)
             for b in range(first, last):
-                self._spread(inner(b), sent[b])
+                inner(came[b], places)
+                _spread(relay, places, sent[b])
 
         with one_thread():
             in_parts(samples, part)
         return found
 
-    def step_back(self, came: Array, weight: Rounded) -> Array:
-        """``back`` of one step, (samples, neurons), of a projection without a relay."""
-        if self.kind == "dense":
-            return _product(came, weight.real)
-        return _rows_back(self, np.ascontiguousarray(came), weight.real_rows)
+    def step_back(self, weight: Rounded) -> Callable[[torch.Tensor, torch.Tensor], Any]:
+        """``back`` of one step: adds to the gradients of a projection's source, without a relay.
 
-    def _spread(self, gradient: Array, out: Array) -> None:
-        """Gradients (steps, places) of what meets the weights, to those of the source."""
-        if self.relay is None:
-            out[:] = gradient
-        elif self.relay.one_to_one:
-            kernels.spread_one(0, len(out), self.relay.place, gradient, out)
-        else:
-            kernels.spread(0, len(out), self.relay.begin, self.relay.place, gradient, out)
+        They are its first argument, those of what arrives its second, (samples, neurons).
+        """
+        if self.kind == "dense":
+            matrix = torch.from_numpy(weight.real)
+            return lambda sent, came: sent.addmm_(came, matrix)
+        ways = (self.rows.start, self.rows.ways, weight.real_rows)
+
+        def add(sent: torch.Tensor, came: torch.Tensor) -> None:
+            found = np.empty(sent.shape, dtype=np.float32)
+            kernels.rows_back(0, len(found), *ways, came.contiguous().numpy(), found)
+            sent += torch.from_numpy(found)
+
+        return add
+
+
+def _spread(relay: Relay, gradient: Array, out: Array) -> None:
+    """Gradients (steps, places) of what meets the weights, to those of the source."""
+    if relay.one_to_one:
+        kernels.spread_one(0, len(out), relay.place, gradient, out)
+    else:
+        kernels.spread(0, len(out), relay.begin, relay.place, gradient, out)
 
 
 def wire(synapses: Synapses, in_a_loop: bool) -> Wire:
@@ -295,39 +317,36 @@ def _dense_gradient(wire: Wire, events: Events, arriving: Array) -> Array:
     return gradient
 
 
-def _inner_back(wire: Wire, came: Array, weight: Rounded) -> Callable[[int], Array]:
-    """The gradients (steps, places) of what meets the weights, by sample."""
+def _inner_back(wire: Wire, weight: Rounded) -> Callable[[Array, Array], None]:
+    """What puts the gradients (steps, places) of what meets the weights into its second argument.
+
+    Its first are those of what arrives.
+    """
     if wire.kind == "dense":
-        return lambda b: _product(came[b], weight.real)
+        matrix = torch.from_numpy(weight.real)
+        return lambda came, out: _product(came, matrix, out)
     if wire.kind == "conv":
         kernel = torch.from_numpy(wire.from_matrix(weight.real)).permute(0, 3, 1, 2)
-        return lambda b: _conv_back(wire, came[b], kernel)
-    rows = weight.real_rows
-    return lambda b: _rows_back(wire, came[b], rows)
+        return lambda came, out: _conv_back(wire, came, kernel, out)
+    ways = (wire.rows.start, wire.rows.ways, weight.real_rows)
+    return lambda came, out: kernels.rows_back(0, len(came), *ways, came, out)
 
 
-def _product(a: Array, b: Array) -> Array:
-    """``a @ b``, by torch, which can be told to use one thread."""
-    return np.asarray((torch.from_numpy(a) @ torch.from_numpy(b)).numpy())
+def _product(came: Array, matrix: torch.Tensor, out: Array) -> None:
+    """``came @ matrix``, by torch, which can be told to use one thread."""
+    torch.mm(torch.from_numpy(came), matrix, out=torch.from_numpy(out))
 
 
-def _conv_back(wire: Wire, came: Array, kernel: torch.Tensor) -> Array:
+def _conv_back(wire: Wire, came: Array, kernel: torch.Tensor, out: Array) -> None:
     conv = wire.operations[0]
     assert isinstance(conv, Conv)
     x, y, channels = wire.shape
-    out = conv.output_shape(wire.shape)
-    gradient = torch.from_numpy(came.reshape(-1, *out)).permute(0, 3, 1, 2)
+    gradient = torch.from_numpy(came.reshape(-1, *conv.output_shape(wire.shape)))
     size = (len(came), channels, x, y)
     how = (conv.stride, conv.padding, conv.dilation, conv.groups)
     with torch.no_grad():
-        found = torch.nn.grad.conv2d_input(size, kernel, gradient, *how)
-    return np.asarray(found.permute(0, 2, 3, 1).reshape(len(came), -1).numpy())
-
-
-def _rows_back(wire: Wire, came: Array, rows: Array) -> Array:
-    found = np.empty((len(came), wire.size), dtype=np.float32)
-    kernels.rows_back(0, len(came), wire.rows.start, wire.rows.ways, rows, came, found)
-    return found
+        found = torch.nn.grad.conv2d_input(size, kernel, gradient.permute(0, 3, 1, 2), *how)
+    out.reshape(-1, x, y, channels)[:] = found.permute(0, 2, 3, 1).numpy()
 
 
 @contextlib.contextmanager

@@ -127,6 +127,40 @@ def small(recurrent):
     )
 
 
+@pytest.mark.parametrize("size", [8, 1000], ids=["one-piece", "several-pieces"])
+def test_measured_spikes_in_a_loop_of_whole_rows(size):
+    """Dense loops add whole rows of weights, and have their registers in pieces of ``PERIOD``."""
+    from nmtool.training.kernels import PERIOD
+
+    rng = np.random.default_rng(3)
+    hidden = Population((size,), CubaLif(1.0, 0.4, 0.2))
+    into, back = (rng.normal(0.02, 4 / n, (size, n)) for n in (6, size))
+    network = Network(
+        "loop",
+        {"input": Input((6,))},
+        {"hidden": hidden},
+        {
+            "in": Projection.dense("input", "hidden", 20 * into),
+            "back": Projection.dense("hidden", "hidden", 5 * back, delay=2),
+        },
+        ("hidden",),
+    )
+    inputs = rng.random((SAMPLES, 6, STEPS)) < 0.4
+    seen = (SAMPLES, size, STEPS)
+    measured = {"hidden": Measured(rng.random(seen) < 0.3, rng.random(seen) < 0.5)}
+    model = make_model(network)
+    (layer,) = model.layers
+    assert layer.is_whole
+    assert layer.registers.shape[1] == min(size, PERIOD)
+    free, _ = replayed(network, inputs, {})
+    spikes, voltage = replayed(network, inputs, measured)
+    assert 0.01 < free["hidden"].mean() < 0.9
+    assert (spikes["hidden"] != free["hidden"])[~measured["hidden"].known].any()
+    run = model.run(as_input(inputs), ("hidden",), measured=measured)
+    np.testing.assert_array_equal(run.spikes["hidden"].swapaxes(1, 2), spikes["hidden"])
+    np.testing.assert_array_equal(run.voltage[0].swapaxes(1, 2), voltage["hidden"])
+
+
 def explicit(network, inputs, measured, voltage, wanted, healthy):
     """Gradients of ``sum(wanted * output spikes)``, in float64, by torch, step by step.
 

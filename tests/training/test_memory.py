@@ -1,0 +1,60 @@
+"""Memory that is used again is nobody else's, and is used again."""
+
+import gc
+
+import numpy as np
+
+from nmtool.training.memory import Memory
+
+SHAPE = (4, 1000)
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_that_nobody_holds_is_used_again():
+    memory = Memory()
+    first = memory.empty(SHAPE, np.int32)
+    at = address(first)
+    other = memory.empty(SHAPE, np.int32)
+    assert address(other) != at
+    del first
+    again = memory.empty((2, 2000), np.float32)
+    assert (address(again), again.shape, again.dtype) == (at, (2, 2000), np.float32)
+
+
+def test_views_and_tensors_hold_memory():
+    import torch
+
+    for held in (
+        lambda array: array[1:, ::2].T,
+        lambda array: array.view(np.float32).reshape(-1)[5:],
+        lambda array: torch.from_numpy(array).permute(1, 0)[3:],
+    ):
+        memory = Memory()
+        array = memory.empty(SHAPE, np.int32)
+        at, kept = address(array), held(array)
+        del array
+        gc.collect()
+        other = memory.empty(SHAPE, np.int32)
+        assert address(other) != at
+        del kept
+        assert address(memory.empty(SHAPE, np.int32)) == at
+
+
+def test_there_are_no_more_blocks_than_arrays_that_were_held_at_once():
+    memory = Memory()
+    for size in (10, 1000, 30, 5000, 7, 2000):
+        one, two = (memory.empty((size,), np.int8) for _ in range(2))
+        assert one.size == two.size == size
+        del one, two
+    assert sorted(len(block) for block in memory._free) == [5000, 5000]
+
+
+def test_an_array_of_no_size_takes_no_block():
+    memory = Memory()
+    kept = address(memory.empty(SHAPE, np.int32))
+    empty = memory.empty((3, 0, 5), np.int32)
+    assert empty.shape == (3, 0, 5)
+    assert address(memory.empty(SHAPE, np.int32)) == kept
