@@ -589,7 +589,11 @@ Schedule = Annotated[
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[list[Beta], Field(min_length=2, max_length=2)]
-Penalty = Annotated[float, Field(ge=0)]
+Penalty = Annotated[float, Field(ge=0, le=1e30)]
+
+
+Single = Annotated[float, Field(gt=0, le=1e30)]
+"""A number that torch takes as a float32, which ends at 3.4e38."""
 
 
 class OptimizerBase(Strict):
@@ -599,9 +603,9 @@ class OptimizerBase(Strict):
     None: ``lr``. Neither decays nor delays have a weight decay.
     """
 
-    lr: Rate
-    decay_lr: Rate | None = None
-    delay_lr: Rate | None = None
+    lr: Single
+    decay_lr: Single | None = None
+    delay_lr: Single | None = None
     schedule: Schedule = ConstantSchedule(kind="constant")
     weight_decay: Penalty = 0.0
 
@@ -610,7 +614,7 @@ class Moments(OptimizerBase):
     """The decays of Adam's two moments, and what keeps its quotient finite; torch's defaults."""
 
     betas: Betas = [0.9, 0.999]
-    eps: Rate = 1e-8
+    eps: Single = 1e-8
 
 
 class Adam(Moments):
@@ -652,7 +656,7 @@ class RmsProp(OptimizerBase):
 
     name: Literal["rmsprop"]
     alpha: Beta = 0.99
-    eps: Rate = 1e-8
+    eps: Single = 1e-8
     momentum: Beta = 0.0
 
 
@@ -759,12 +763,17 @@ Engine = Literal["event", "slayer"]
 """nmtool's compiled training by events, or lava-dl's own blocks."""
 
 
+Device = Literal["cpu", "cuda"]
+"""Where lava-dl's blocks train."""
+
+
 class Train(Strict):
     """How to train: epochs, batch, optimizer, loss, bits of the weights in the forward pass.
 
     ``noise`` makes neurons spike by chance in training; the trained network is deterministic.
     ``weight_norm`` learns the norm of every neuron's weights apart from their direction. Both
-    engines give the same spikes and gradients; ``slayer`` needs lava-dl.
+    engines give the same spikes and gradients; ``slayer`` needs lava-dl. ``device`` is where it
+    trains; the engine ``event`` is compiled for the CPU.
     """
 
     epochs: Positive
@@ -776,7 +785,15 @@ class Train(Strict):
     weight_bits: Literal[1, 2, 3, 4, 5, 6, 8] = 8
     jitter: Annotated[int, Field(ge=0, le=3)] = 0
     engine: Engine = "event"
+    device: Device = "cpu"
     weight_norm: bool = False
+
+    @field_validator("device")
+    @classmethod
+    def _has_kernels(cls, device: Device, info: ValidationInfo) -> Device:
+        if device == "cuda" and info.data.get("engine") == "event":
+            raise ValueError("cpu with engine event; cuda needs engine slayer")
+        return device
 
 
 Control = Literal["transfer", "simulation", "readout"]

@@ -305,12 +305,15 @@ def progress(options: Options, title: str) -> Iterator[Callable[..., None]]:
 
 
 @contextlib.contextmanager
-def resumable(options: Options) -> Iterator[None]:
-    """Say how to go on where a long command is cut short."""
+def resumable(options: Options, is_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Say how to go on where a long command is cut short; ``is_begun``: it has kept something."""
     try:
         yield
     except (KeyboardInterrupt, TimedOut, Terminated, BoardError, BoardUnavailable):
-        note(options, "what is done is kept; the same command with --resume continues it")
+        if is_begun():
+            note(options, "what is done is kept; the same command with --resume continues it")
+        else:
+            note(options, "nothing is kept yet; the same command without --resume starts again")
         raise
 
 

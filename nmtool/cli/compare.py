@@ -12,7 +12,7 @@ from nmtool.cli.operands import Operands, check_same_input, check_same_program
 from nmtool.cli.runs import input_options
 from nmtool.compiler import Program
 from nmtool.errors import CheckFailed
-from nmtool.measure import Agreement, Difference, compare
+from nmtool.measure import Agreement, Difference, compare, joined
 
 
 @click.command("compare")
@@ -40,23 +40,28 @@ def command(
     source = Operands(loaded, data, input_files, encode, options)
     source.refuse_unused_input((a, b))
     source.adopt((a, b))
-    loaded = source.program
     if options.dry_run:
         source.check(a)
         source.check(b)
         emit(options, "compare", {"dry_run": True}, f"{a} and {b} would be compared")
         return
     source.prepare((a, b))
-    left, right = source.recording(a), source.recording(b)
-    check_same_program(a, left, b, right, loaded)
-    check_same_input({a: left, b: right})
-    known = thresholds(loaded) if loaded else _recorded_thresholds(left, right)
-    result = compare(left, right, [*known] or None, known)
+    parts = source.parts((a, b))
+    result = joined([(begin, _compared(a, b, part)) for begin, part in parts])
     if result.missing:
         warn(f"not compared, recorded on one side only: {', '.join(result.missing)}")
     emit(options, "compare", {"a": a, "b": b, **result.as_json()}, _text(a, b, result))
     if not result.equal:
         raise CheckFailed(f"{a} and {b} differ")
+
+
+def _compared(a: str, b: str, source: Operands) -> Agreement:
+    """The agreement of A and B on the samples of ``source``."""
+    left, right = source.recording(a), source.recording(b)
+    check_same_program(a, left, b, right, source.program)
+    check_same_input({a: left, b: right})
+    known = thresholds(source.program) if source.program else _recorded_thresholds(left, right)
+    return compare(left, right, [*known] or None, known)
 
 
 def _recorded_thresholds(*recordings: Recording) -> dict[str, int | None]:

@@ -11,13 +11,16 @@ from pydantic import BaseModel, TypeAdapter
 
 from nmtool import yamlio
 from nmtool.chip import ChipChanges, ChipFile, HardwareConfig, load_chip, load_hardware, read_chip
-from nmtool.cli.common import FILE, Options, emit, verb
+from nmtool.cli.common import FILE, Options, emit, verb, warn
 from nmtool.compiler.placement_file import PlacementFile
 from nmtool.config import Experiment
+from nmtool.data.augment import check_jitter
 from nmtool.errors import ConfigError, NmtoolError
 from nmtool.quantization import quantize
 from nmtool.regression.quarantine import Quarantine
 from nmtool.training.build import build_network
+from nmtool.training.noise import mismatch
+from nmtool.training.recipe import check_loss, check_regularizers, recipe_of
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "nmtool.experiment/v1": Experiment,
@@ -82,9 +85,22 @@ def _check_file(path: Path, options: Options) -> str:
 def _check_network(experiment: Experiment, path: Path, document: yamlio.Document) -> None:
     """Build the network and quantise it: what only shows when the parts come together."""
     try:
-        quantize(build_network(experiment, path.parent), load_chip("loihi2"))
+        network = build_network(experiment, path.parent)
+        quantize(network, load_chip("loihi2"))
     except NmtoolError as error:
         raise yamlio.located(error, document, ("network",)) from None
+    try:
+        check_jitter(experiment.data, experiment.train.jitter)
+        check_regularizers(network, experiment.train.regularizers, "train")
+        check_loss(network, recipe_of(experiment), experiment.train.loss)
+    except NmtoolError as error:
+        raise yamlio.located(error, document, ("train",)) from None
+    try:
+        check_regularizers(network, experiment.finetune.regularizers, "finetune")
+    except NmtoolError as error:
+        raise yamlio.located(error, document, ("finetune",)) from None
+    if text := mismatch(experiment):
+        warn(f"{path}: {text}")
 
 
 @command.command("schema")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
+
+import numpy as np
 
 from nmtool import formats
 from nmtool.backends import Recording, check_runnable, resolve_probe
@@ -26,6 +29,9 @@ from nmtool.training import require_torch
 PROBE = "spikes,current,voltage"
 TRAINER = "trainer:"
 NETX = "netx:"
+
+STATES = 1 << 25
+"""The most values of u that are held of one side at a time; a side holds 17 bytes for each."""
 
 Runner: TypeAlias = Callable[[Mapping[str, SpikeTrain]], Recording]
 """Runs something on other inputs."""
@@ -48,6 +54,7 @@ class Operands:
         self._golden: Golden | None = None
         self._netx: dict[str, NetxRunner] = {}
         self._operands: tuple[str, ...] = ()
+        self._part: Given | None = None
 
     def adopt(self, operands: tuple[str, ...]) -> None:
         """Take the program, if not given, and the input from a golden run among the operands.
@@ -135,6 +142,32 @@ class Operands:
         program, hardware = self._target(operand)
         return run(program, hardware, self._given(program), PROBE, self._options)
 
+    def parts(self, operands: tuple[str, ...]) -> Iterator[tuple[int, Operands]]:
+        """The same for parts of the samples that are held at a time, with the first one's number.
+
+        Samples are independent, for there is a reset between them. There is one part with a
+        recording among the operands, which is held as a whole, or with invented defects, which
+        belong to a sample by its number.
+        """
+        trained = [self._network(o) for o in operands if o.startswith(TRAINER)]
+        owner = self._program or next(iter(trained), None)
+        targets = [self._target(o)[1] for o in operands if _is_target(o)]
+        if owner is None or any(map(is_file, operands)) or any(t.faults for t in targets):
+            yield 0, self
+            return
+        given, network = self._given(owner), owner if isinstance(owner, Network) else owner.network
+        trains = given.spikes.values()
+        steps = max((train.n_steps for train in trains), default=1)
+        of_one = sum(network.sizes[name] for name in network.populations) * steps
+        size = max(1, STATES // max(1, of_one))
+        if given.n_samples <= size or not all(train.batched for train in trains):
+            yield 0, self
+            return
+        for begin in range(0, given.n_samples, size):
+            part = copy(self)
+            part._part = given.select(np.arange(begin, min(begin + size, given.n_samples)))
+            yield begin, part
+
     def prepare(self, operands: tuple[str, ...]) -> None:
         """Read the netx files among the operands, before anything is run.
 
@@ -192,6 +225,8 @@ class Operands:
         return network
 
     def _given(self, owner: Program | Network) -> Given:
+        if self._part is not None:
+            return self._part
         if self._golden and not any(self._input):
             golden = self._golden
             return Given(golden.inputs, golden.labels, "the golden run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,13 @@ class Given:
     def n_samples(self) -> int:
         """How many samples there are."""
         return next((train.n_samples for train in self.spikes.values()), 1)
+
+    def select(self, samples: IntArray) -> Given:
+        """The given samples of a batch."""
+        spikes = {name: train.select(samples) for name, train in self.spikes.items()}
+        return replace(
+            self, spikes=spikes, labels=None if self.labels is None else self.labels[samples]
+        )
 
 
 def gather_input(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, ta
 from nmtool.cli.runs import Run
 from nmtool.config import Engine, Experiment, load_experiment, resolved_json
 from nmtool.data.augment import check_jitter
-from nmtool.errors import ConfigError, UsageError
+from nmtool.errors import ArtifactError, ConfigError, FitError, UsageError
 from nmtool.training import require_torch
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ def command(experiment: str, output: str | None, resume: bool, options: Options)
     run = Run(Path(output or f"runs/{config.name}"))
     if run.network.exists() and not (options.force or resume):
         raise UsageError(f"{run.network}: exists already; use --force to train again, or --resume")
+    if resume and not run.checkpoint.exists():
+        raise ArtifactError(
+            f"{run.checkpoint}: no such file: no epoch of a training in {run.folder} is done; "
+            "leave --resume out to start"
+        )
     if run.checkpoint.exists() and not (options.force or resume):
         raise UsageError(
             f"{run.checkpoint}: an interrupted training is here; use --resume to continue it, or "
@@ -85,9 +91,12 @@ def _prepare(engine: Engine) -> None:
 
 def _report_dry_run(options: Options, config: Experiment, network: Network) -> None:
     from nmtool.chip import load_chip
+    from nmtool.data import check_files
     from nmtool.training.trainer import prepare
 
     prepare(config, network, load_chip(CHIP))
+    with progress(options, f"look for {config.data.name}"):
+        check_files(config.data)
     sizes = [*network.sizes.values()]
     text = f"{config.name}: {'-'.join(map(str, sizes))}, {config.train.epochs} epochs; not trained"
     emit(options, "train", {"name": config.name, "sizes": sizes, "dry_run": True}, text)
@@ -101,11 +110,13 @@ def _train(
     from nmtool.formats.container import write_json, write_text
     from nmtool.provenance import provenance, sha256
     from nmtool.training.checkpoint import load_checkpoint, save_checkpoint
-    from nmtool.training.trainer import prepare, train
+    from nmtool.training.trainer import first_overflow, prepare, train
 
     chip = load_chip(CHIP)
     prepare(config, network, chip)  # what is refused leaves no run folder
     _load(config, options)
+    if not resume and (text := first_overflow(config, network, chip)):
+        warn(f"before the first update: {text}, or a smaller network.init_gain")
     resolved = resolved_json(config)
     state = load_checkpoint(run.checkpoint, resolved) if resume else None
     write_text(run.experiment, resolved + "\n")
@@ -114,15 +125,20 @@ def _train(
 
     def save(current: TrainingState) -> None:
         save_checkpoint(run.checkpoint, current, resolved)
+        last = current.history[-1]
+        if last.overflow and not any(epoch.overflow for epoch in current.history[:-1]):
+            warn(f"epoch {last.epoch + 1} does not fit the chip and is not kept: {last.overflow}")
         if options.verbose:
-            last = current.history[-1]
             note(
                 options,
                 f"epoch {last.epoch + 1}: loss {last.loss:.4f}, validation "
                 f"{last.validation_accuracy:.4f}",
             )
 
-    with progress(options, f"train {config.name}") as update, resumable(options):
+    with (
+        progress(options, f"train {config.name}") as update,
+        resumable(options, run.checkpoint.exists),
+    ):
         trained, state = train(config, network, chip, state, update, save)
         document = _metrics(config, trained, state, chip)
     formats.save(run.network, trained)
@@ -133,9 +149,21 @@ def _train(
     }
     write_json(run.provenance, provenance(**facts))
     write_json(run.metrics, document)
-    for text in state.history[-1].warnings:
+    for text in (*_left_out(state, config.train.epochs), *state.history[-1].warnings):
         warn(text)
     emit(options, "train", {"run": str(run.folder), **document}, _text(run, document, state))
+
+
+def _left_out(state: TrainingState, epochs: int) -> Iterator[str]:
+    """What a training did not get to keep, and why."""
+    if unfit := [epoch for epoch in state.history if epoch.overflow]:
+        numbers = ", ".join(str(epoch.epoch + 1) for epoch in unfit)
+        yield (
+            f"{len(unfit)} of {len(state.history)} epochs do not fit the chip and are not kept "
+            f"({numbers}); the last of them: {unfit[-1].overflow}"
+        )
+    if state.stopped:
+        yield f"trained {len(state.history)} of {epochs} epochs: {state.stopped}"
 
 
 def _load(config: Experiment, options: Options) -> None:
@@ -167,8 +195,12 @@ def _metrics(
     test = load_split(config.data, "test")
     spikes = spikes_of(test, config.data)
 
-    def accuracy(network: Network) -> float:
-        found = decisions(network, chip, spikes, config.network.readout, config.train.engine)
+    def accuracy(what: str, network: Network) -> float | None:
+        try:
+            found = decisions(network, chip, spikes, config.network.readout, config.train.engine)
+        except FitError as error:
+            warn(f"test accuracy, {what}: not known, a test sample does not fit: {error}")
+            return None
         return float((found == test.labels).mean())
 
     stochastic = (
@@ -178,8 +210,8 @@ def _metrics(
     )
     return {
         "accuracy": {
-            "test": accuracy(trained),
-            "quantized": accuracy(dequantize(quantize(trained, chip))),
+            "test": accuracy("trained", trained),
+            "quantized": accuracy("quantized", dequantize(quantize(trained, chip))),
             "validation": state.best_accuracy,
             "logistic_regression": logistic_regression_accuracy(config.data),
             **stochastic,
@@ -192,14 +224,18 @@ def _metrics(
     }
 
 
+def _shown(accuracy: float | None) -> str:
+    return "not known" if accuracy is None else f"{accuracy:.4f}"
+
+
 def _text(run: Run, document: dict[str, Any], state: TrainingState) -> str:
     accuracy = document["accuracy"]
     rates = state.history[-1].rates
     rows = [
         ("best epoch (by validation)", document["best_epoch"] + 1),
         ("validation accuracy", f"{accuracy['validation']:.4f}"),
-        ("test accuracy", f"{accuracy['test']:.4f}"),
-        ("test accuracy, quantized", f"{accuracy['quantized']:.4f}"),
+        ("test accuracy", _shown(accuracy["test"])),
+        ("test accuracy, quantized", _shown(accuracy["quantized"])),
         *(
             ("test accuracy with the noise of training", f"{value:.4f}")
             for key, value in accuracy.items()

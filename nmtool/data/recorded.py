@@ -104,6 +104,19 @@ def load(data: Recorded, split: str) -> Samples:
     return whole.pick(parts[split])
 
 
+def check_archives(data: Recorded) -> None:
+    """That both archives are there and as published, or are to be fetched; nothing is read.
+
+    Raises:
+        ConfigError: an archive is missing, or not the published one.
+    """
+    for part in ("train", "test"):
+        archive: Archive = getattr(SOURCES[data.name], part)
+        if data.download and _find(_folder(data), SOURCES[data.name], archive) is None:
+            continue
+        _archive(data, part)
+
+
 @lru_cache(maxsize=2)
 def _read(data: Recorded, part: str) -> Samples:
     path = _archive(data, part)
@@ -186,7 +199,7 @@ def _archive(data: Recorded, part: str) -> Path:
     """The archive of a part, fetched if that is wanted, and checked."""
     source = SOURCES[data.name]
     archive: Archive = getattr(source, part)
-    folder = Path(data.folder or os.environ.get("NMTOOL_DATA") or "data").expanduser()
+    folder = _folder(data)
     found = _find(folder, source, archive)
     if found is None and data.download:
         _download(data.name, folder, part)
@@ -199,6 +212,10 @@ def _archive(data: Recorded, part: str) -> Path:
         )
     _check_sum(found, archive, found.stat().st_size, found.stat().st_mtime_ns)
     return found
+
+
+def _folder(data: Recorded) -> Path:
+    return Path(data.folder or os.environ.get("NMTOOL_DATA") or "data").expanduser()
 
 
 def _find(folder: Path, source: Source, archive: Archive) -> Path | None:

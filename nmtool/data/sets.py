@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nmtool.config import Data, DelayedXor, Digits, JapaneseVowels, MovingDigits
+from nmtool.config import Data, DelayedXor, Digits, JapaneseVowels, MovingDigits, Recorded
 from nmtool.data import delayed_xor, digits, japanese_vowels, moving_digits, recorded
 from nmtool.data.encoding import encode
 from nmtool.data.samples import SPLITS, Samples, Shape
@@ -30,6 +30,18 @@ def load_split(data: Data, split: str) -> Samples:
     if isinstance(data, MovingDigits):
         return moving_digits.load(data, split)
     return recorded.load(data, split)
+
+
+def check_files(data: Data) -> None:
+    """That the files of a data set are there and as published; none is fetched.
+
+    Raises:
+        ConfigError, DependencyError: as ``load_split``.
+    """
+    if isinstance(data, Recorded):
+        recorded.check_archives(data)
+    else:
+        load_split(data, "train")
 
 
 def spikes_of(samples: Samples, data: Data) -> SpikeTrain:

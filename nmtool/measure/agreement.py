@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -113,6 +113,36 @@ def compare(
     alone = [f"{quantity}:{name}" for name in names for quantity in recorded[name].one]
     missing = (*sorted({*recorded} - {*names}), *alone)
     return Agreement(tuple(results), first, missing)
+
+
+def joined(parts: Sequence[tuple[int, Agreement]]) -> Agreement:
+    """The agreement of whole recordings from those of parts of their samples, in order.
+
+    Each part comes with the number of its first sample; all have the same populations.
+    """
+    agreements = [part for _, part in parts]
+    populations = tuple(map(_sum, zip(*(part.populations for part in agreements), strict=True)))
+    names = [p.population for p in populations]
+    found = [
+        replace(part.first, sample=begin + part.first.sample) for begin, part in parts if part.first
+    ]
+    first = min(found, key=lambda d: (names.index(d.population), d.sample), default=None)
+    return Agreement(populations, first, agreements[0].missing)
+
+
+def _sum(parts: Sequence[PopulationAgreement]) -> PopulationAgreement:
+    def total(key: str) -> int | None:
+        counts = [getattr(part, key) for part in parts]
+        return None if None in counts else sum(counts)
+
+    return PopulationAgreement(
+        parts[0].population,
+        total("spikes_a"),
+        total("spikes_b"),
+        total("differing"),
+        total("states"),
+        any(part.graded for part in parts),
+    )
 
 
 _Place: TypeAlias = tuple[Quantity, tuple[int, int, int]]

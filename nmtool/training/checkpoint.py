@@ -17,6 +17,8 @@ from nmtool.training.trainer import Epoch, TrainingState
 SCHEMA = "nmtool.checkpoint/v1"
 _TENSORS = ("weights", "first_moment", "second_moment", "best_weights")
 _MEANS = ("means", "best_means")
+NO_EPOCH = -1
+"""The best epoch as long as none fits the chip: then there are no best weights."""
 
 
 def save_checkpoint(path: Path, state: TrainingState, experiment: str) -> None:
@@ -63,9 +65,11 @@ def load_checkpoint(path: Path, experiment: str) -> TrainingState:
         history = [build(Epoch, {**e, "warnings": tuple(e["warnings"])}) for e in header["history"]]
         keys = ("updates", "best_accuracy", "best_epoch")
         values = {**tensors, "history": history, **{key: header[key] for key in keys}}
+        fits = header["best_epoch"] != NO_EPOCH
         for kind in _TENSORS:
-            check_arrays(kind, tensors[kind], tensors["weights"])
-        check_arrays("best_means", tensors["best_means"], tensors["means"])
+            known = tensors["weights"] if fits or kind != "best_weights" else {}
+            check_arrays(kind, tensors[kind], known)
+        check_arrays("best_means", tensors["best_means"], tensors["means"] if fits else {})
         if any(array.dtype != np.float32 for array in container.arrays.values()):
             raise ValueError("found tensors that are not float32")
         return build(TrainingState, values)

@@ -34,7 +34,7 @@ from nmtool.training.events import Events, merged
 from nmtool.training.injection import Measured
 from nmtool.training.learned import Learned
 from nmtool.training.memory import Memory
-from nmtool.training.model import Model, Stage, States
+from nmtool.training.model import Model, Reach, Stage, States
 from nmtool.training.noise import Draw, compiled
 from nmtool.training.parts import PARTS, in_parts
 from nmtool.training.recipe import WEIGHTS_ONLY, Recipe
@@ -308,6 +308,17 @@ class EventNetwork(Model):
             for k, layer in enumerate(self.layers)
             for name, part in layer.slices.items()
         }
+
+    def watched(self, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, Reach]]:
+        """``Model.watched``, from the whole numbers as they are."""
+        run = self.run(x, tuple(self.network.populations), keep_current=True)
+        reached = {
+            name: (_largest(run.current[k][..., part]), _largest(run.voltage[k][..., part]))
+            for k, layer in enumerate(self.layers)
+            for name, part in layer.slices.items()
+        }
+        spikes = {name: torch.from_numpy(run.spikes[name]) for name in self.network.populations}
+        return {name: s.permute(0, 2, 1).to(torch.float32) for name, s in spikes.items()}, reached
 
     def run(
         self,
@@ -732,6 +743,11 @@ def _too_large(layer: Layer) -> FitError:
         f"{' and '.join(layer.slices)}: found u or v of 2^{kernels.HUGE} or more in the trainer's "
         "forward pass, allowed below the chip's 2^23; train with smaller weights or a faster decay"
     )
+
+
+def _largest(whole: Array) -> float:
+    """The largest absolute value of whole numbers."""
+    return float(max(whole.max(), -int(whole.min()))) if whole.size else 0.0
 
 
 def _real(whole: Array, scale: int) -> torch.Tensor:

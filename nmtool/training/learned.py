@@ -78,7 +78,7 @@ class Learned(torch.nn.Module):
 
     def means(self) -> dict[str, Array]:
         """The running means by population."""
-        return {n: self.mean(n).numpy().astype(np.float32) for n in self.normalized}
+        return {n: self.mean(n).cpu().numpy().astype(np.float32) for n in self.normalized}
 
     def load(self, values: Mapping[str, Any], means: Mapping[str, Any]) -> None:
         """Take over parameters and running means by name."""
@@ -115,6 +115,7 @@ class Learned(torch.nn.Module):
     def masks(self, samples: int) -> dict[str, torch.Tensor]:
         """Dropout's masks (samples, neurons) by population: 0, or 1 / (1 - p); none in evaluation.
 
+        They are drawn on the CPU, the same whatever the device.
         One draw for a neuron and sample, which holds for all steps. Source: lava-dl's
         ``neuron.Dropout``.
         """
@@ -139,7 +140,7 @@ class Learned(torch.nn.Module):
             return None
         if (real := self.values.get(f"{population}:delay")) is None:
             return np.asarray(self.network.populations[population].axonal_delay, dtype=np.int64)
-        steps = torch.floor(real.detach()).numpy().astype(np.int64)
+        steps = torch.floor(real.detach()).cpu().numpy().astype(np.int64)
         return np.tile(steps, self.network.sizes[population] // len(steps))
 
     def population(self, name: str, mean: Array | None = None) -> Population:
@@ -168,7 +169,7 @@ class Learned(torch.nn.Module):
         if name not in self.normalized:
             return population.bias
         if mean is None:
-            mean = rounded_mean(self.mean(name).double().numpy())
+            mean = rounded_mean(self.mean(name).double().cpu().numpy())
         bias = np.zeros(population.size) if population.bias is None else population.bias
         return np.asarray(bias - np.tile(mean, population.size // len(mean)))
 
@@ -184,7 +185,7 @@ class Learned(torch.nn.Module):
         """Move the running mean towards that of a batch."""
         running = self.mean(name)
         with torch.no_grad():
-            running.mul_(1 - MOMENTUM).add_(MOMENTUM * torch.from_numpy(mean).to(running.dtype))
+            running.mul_(1 - MOMENTUM).add_(MOMENTUM * torch.from_numpy(mean).to(running))
 
 
 def rounded_mean(mean: Array) -> Array:

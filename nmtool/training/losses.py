@@ -18,6 +18,7 @@ from nmtool import config
 from nmtool.config import Readout, Train
 from nmtool.errors import ConfigError
 from nmtool.network import Network
+from nmtool.training.recipe import check_regularizer
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Penalty: TypeAlias = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -118,7 +119,7 @@ def spike_rate(
     over samples.
     """
     rate = spikes.mean(dim=-1)
-    own = torch.arange(rate.shape[1]) // readout.neurons_per_class
+    own = torch.arange(rate.shape[1], device=rate.device) // readout.neurons_per_class
     target = torch.where(own[None] == labels[:, None], true_rate, false_rate)
     return ((rate - target) ** 2).sum(dim=1).mean()
 
@@ -165,7 +166,7 @@ def _spike_time(
             )
         train = torch.zeros(steps, dtype=spikes.dtype)
         train[at] = 1.0
-        target[chosen] = train
+        target[chosen] = train.to(spikes.device)
     return van_rossum(spikes, target.reshape(spikes.shape), loss.tau).mean()
 
 
@@ -231,12 +232,8 @@ def make_regularizer(
     Raises:
         ConfigError: a population that the network does not have.
     """
+    check_regularizer(network, regularizer, key)
     names = regularizer.populations or [*network.populations]
-    for name in names:
-        if name not in network.populations:
-            raise ConfigError(
-                f"{key}.populations: found {name!r}, allowed {', '.join(network.populations)}"
-            )
     rule = {
         "upper_rate": upper_rate,
         "lower_rate": lower_rate,

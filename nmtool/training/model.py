@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
@@ -14,15 +15,18 @@ import numpy.typing as npt
 import torch
 
 from nmtool.chip import ChipSpec
-from nmtool.config import Engine, Noise, Surrogate
+from nmtool.config import Device, Engine, Noise, Surrogate
 from nmtool.errors import UnsupportedError
 from nmtool.network import Network, Projection, beyond_cuba, shapes
 from nmtool.operations import Chain, Scale, Shape, count_weighted, weighted
+from nmtool.quantization import STATE_SCALE
 from nmtool.training.learned import Learned
 from nmtool.training.noise import Draw
 from nmtool.training.recipe import WEIGHTS_ONLY, Recipe, check_recipe, without_own_delays
 
 States: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Reach: TypeAlias = tuple[float, float]
+"""The largest |u| and |v| of a population, in the chip's units."""
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
 
 
@@ -51,14 +55,18 @@ def make_model(
 
 
 @contextlib.contextmanager
-def reproducible() -> Iterator[None]:
+def reproducible(device: Device = "cpu") -> Iterator[None]:
     """One thread and deterministic kernels: the same bits whatever the machine's cores do.
 
-    Networks of this size gain nothing from a second thread, and lose much when cores are busy.
+    Networks of this size gain nothing from a second thread, and lose much when cores are busy. With
+    CUDA this is not promised: torch has no deterministic kernel of a pool's gradient there, and
+    warns.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+    torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
     torch.set_flush_denormal(True)
     try:
         yield
@@ -244,6 +252,16 @@ class Model(torch.nn.Module):
         """(spikes, current, voltage before the reset) of every population, in real units."""
         raise NotImplementedError
 
+    def watched(self, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, Reach]]:
+        """Spikes of every population, and how far its states went."""
+        states = self.states(x)
+        return {name: spikes for name, (spikes, _, _) in states.items()}, reach(states)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
     def parameter(self, projection: str) -> torch.nn.Parameter:
         """The real weights of a projection before rounding, in the shape of its operation.
 
@@ -280,7 +298,8 @@ class Model(torch.nn.Module):
     def weights(self) -> Weights:
         """The real weights before rounding of all projections that are trained."""
         return {
-            name: self.weight(name).detach().numpy().astype(np.float32) for name in self.trained
+            name: self.weight(name).detach().cpu().numpy().astype(np.float32)
+            for name in self.trained
         }
 
     def export(self) -> Network:
@@ -288,6 +307,15 @@ class Model(torch.nn.Module):
         self.learned.clamp()
         populations = {name: self.learned.population(name) for name in self.network.populations}
         return replace(with_weights(self.network, self.weights()), populations=populations)
+
+
+def reach(states: Mapping[str, States]) -> dict[str, Reach]:
+    """How far the states of populations went."""
+
+    def largest(state: torch.Tensor) -> float:
+        return float(state.abs().max()) * STATE_SCALE if state.numel() else 0.0
+
+    return {name: (largest(u), largest(v)) for name, (_, u, v) in states.items()}
 
 
 def with_weights(network: Network, weights: Mapping[str, Any]) -> Network:

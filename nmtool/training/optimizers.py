@@ -85,7 +85,7 @@ def load_moments(
     """Go on with the moments by parameter, after so many updates; zeros are a fresh start."""
     for name, parameter in parameters.items():
         state: dict[str, Any] = {
-            key: torch.tensor(moments[place][name]).reshape(parameter.shape)
+            key: torch.tensor(moments[place][name]).reshape(parameter.shape).to(parameter.device)
             for place, key in _moments(settings)
         }
         if settings.name in COUNTED:
@@ -103,7 +103,8 @@ def save_moments(
     for name, parameter in parameters.items():
         for place, key in _moments(settings):
             shape = moments[place][name].shape
-            moments[place][name] = optimizer.state[parameter][key].numpy().reshape(shape).copy()
+            moment = optimizer.state[parameter][key].cpu().numpy()
+            moments[place][name] = moment.reshape(shape).copy()
 
 
 @dataclass

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from nmtool.chip import ChipSpec
-from nmtool.config import Experiment, LearnedParameter, Loss
-from nmtool.errors import FitError, UnsupportedError
+from nmtool.config import Experiment, LearnedParameter, Loss, Regularizer
+from nmtool.errors import ConfigError, FitError, UnsupportedError
 from nmtool.network import Network, Population
 from nmtool.operations import Conv, Dense, weighted
 
@@ -151,6 +151,29 @@ def check_loss(network: Network, recipe: Recipe, loss: Loss) -> None:
             "first_spike, allowed in populations before it (a latency is that of spikes of 1, "
             "dropout makes them larger); set its dropout to 0, or use another loss"
         )
+
+
+def check_regularizers(network: Network, regularizers: Sequence[Regularizer], section: str) -> None:
+    """That the populations of all regularisers of a section of an experiment are there.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for index, regularizer in enumerate(regularizers):
+        check_regularizer(network, regularizer, f"{section}.regularizers.{index}")
+
+
+def check_regularizer(network: Network, regularizer: Regularizer, key: str) -> None:
+    """That the populations of a regulariser are there.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in regularizer.populations or ():
+        if name not in network.populations:
+            raise ConfigError(
+                f"{key}.populations: found {name!r}, allowed {', '.join(network.populations)}"
+            )
 
 
 def _check_loop(network: Network, recipe: Recipe, name: str) -> None:

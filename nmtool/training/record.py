@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +17,7 @@ from nmtool.network import Network
 from nmtool.quantization import STATE_SCALE
 from nmtool.spikes import SpikeTrain
 from nmtool.training.losses import decide
-from nmtool.training.model import States, make_model, reproducible
+from nmtool.training.model import Reach, States, make_model, reach, reproducible
 
 BATCH = 256
 """The most samples of one forward pass without gradients."""
@@ -48,18 +48,22 @@ def record(
         FitError: a state left the chip's 24 bits, where SLAYER (which has no such register) and
             the chip part.
     """
-    parts: dict[str, list[_Arrays]] = {name: [] for name in network.populations}
+    kept = {
+        name: _room(spikes.n_samples, network.sizes[name], spikes.n_steps)
+        for name in network.populations
+    }
+    begin = 0
     with reproducible(), torch.no_grad():
         for done, states in _forward(network, chip, spikes, engine):
             for name, found in states.items():
-                parts[name].append(_chip_units(found))
+                for whole, part in zip(kept[name], _chip_units(found), strict=True):
+                    whole[begin:done] = part
+            begin = done
             progress(done, spikes.n_samples)
     axis = slice(None) if spikes.batched else 0
-    fired, current, voltage = (
-        {name: np.concatenate([part[k] for part in chunks])[axis] for name, chunks in parts.items()}
-        for k in range(3)
-    )
-    trains = {name: SpikeTrain.from_raster(raster) for name, raster in fired.items()}
+    trains = {name: SpikeTrain.from_raster(fired[axis]) for name, (fired, _, _) in kept.items()}
+    current = {name: u[axis] for name, (_, u, _) in kept.items()}
+    voltage = {name: v[axis] for name, (_, _, v) in kept.items()}
     return Recording(trains, current, voltage, "trainer", "", spikes.n_steps, 0.0)
 
 
@@ -96,12 +100,17 @@ def _forward(
     for chosen in batches(network, spikes):
         raster = torch.from_numpy(spikes.select(chosen).to_raster().astype(np.float32))
         states = model.states(raster)
-        for name, (_, current, voltage) in states.items():
-            _check_range(name, current, voltage)
+        if text := out_of_range(reach(states)):
+            raise FitError(text)
         yield int(chosen[-1]) + 1, states
 
 
 _Arrays: TypeAlias = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+def _room(*size: int) -> _Arrays:
+    """Room for spikes, u and v of a population."""
+    return np.empty(size, np.bool_), np.empty(size, np.int64), np.empty(size, np.int64)
 
 
 def _chip_units(states: States) -> _Arrays:
@@ -113,13 +122,14 @@ def _chip_units(states: States) -> _Arrays:
     return spikes, u, np.where(spikes, 0, v)
 
 
-def _check_range(name: str, current: torch.Tensor, voltage: torch.Tensor) -> None:
-    limit = STATE_LIMIT / STATE_SCALE
-    for what, state in (("current", current), ("voltage", voltage)):
-        reached = float(state.abs().max()) if state.numel() else 0.0
-        if reached >= limit:
-            raise FitError(
-                f"{name}.{what}: the trainer's forward reached {reached * STATE_SCALE:.0f}, "
-                f"allowed below {STATE_LIMIT}: the chip's 24 bits overflow where SLAYER's numbers "
-                "do not; train with smaller weights or a faster decay"
-            )
+def out_of_range(reached: Mapping[str, Reach]) -> str:
+    """The first state that left the chip's 24 bits, and how far; empty if none did."""
+    for name, both in reached.items():
+        for what, most in zip(("current", "voltage"), both, strict=True):
+            if not most < STATE_LIMIT:  # nor is it a number that can be held against the limit
+                return (
+                    f"{name}.{what}: the trainer's forward reached {most:.0f}, allowed below "
+                    f"{STATE_LIMIT}: the chip's 24 bits overflow where SLAYER's numbers do not; "
+                    "train with smaller weights or a faster decay"
+                )
+    return ""

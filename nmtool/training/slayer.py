@@ -119,18 +119,19 @@ class SlayerNetwork(Model):
     def rounded(self, projection: str) -> torch.Tensor:
         """Real weights rounded to the chip's format, with the gradient of the identity."""
         if projection in self._fixed:
-            return torch.from_numpy(self._fixed[projection]).to(self._dtype)
+            return torch.from_numpy(self._fixed[projection]).to(self._like)
         weight = self.weight(projection)
-        real = weight.detach().numpy()
+        real = weight.detach().cpu().numpy()
         format = choose_format(projection, real, self.network.weight_bits, self._chip)
         chip = torch.from_numpy(dequantize_weights(quantize_weights(real, format), format))
-        return weight + (chip.to(weight.dtype) - weight).detach()
+        return weight + (chip.to(weight) - weight).detach()
 
     @property
-    def _dtype(self) -> torch.dtype:
+    def _like(self) -> torch.Tensor:
+        """A tensor of the device and the kind of number that lava-dl's blocks compute with."""
         neuron: Any = self.neurons[0]
-        dtype: torch.dtype = neuron.current_state.dtype
-        return dtype
+        state: torch.Tensor = neuron.current_state
+        return state
 
     def spikes(
         self, x: torch.Tensor, populations: tuple[str, ...], draw: Draw | None
@@ -171,7 +172,7 @@ class SlayerNetwork(Model):
     ) -> torch.Tensor:
         """What arrives at a population, shape (samples, neurons, steps)."""
         size = (len(like), self.network.sizes[target], like.shape[2])
-        total = torch.zeros(size, dtype=like.dtype)
+        total = torch.zeros(size, dtype=like.dtype, device=like.device)
         for s in synapses:
             if s.target == target:
                 arriving = self._shift(sent[s.source], s.delay)
@@ -193,8 +194,10 @@ class SlayerNetwork(Model):
         if isinstance(operation, Scale):
             return x * weight
         if isinstance(operation, Sparse):
-            matrix = torch.zeros(operation.size, dtype=x.dtype)
-            ends = tuple(torch.from_numpy(end) for end in (operation.target, operation.source))
+            matrix = torch.zeros(operation.size, dtype=x.dtype, device=x.device)
+            ends = tuple(
+                torch.from_numpy(end).to(x.device) for end in (operation.target, operation.source)
+            )
             return torch.matmul(matrix.index_put(ends, weight), x)
         if isinstance(operation, Dense):
             return self._synaptic(name, weight.reshape(*weight.shape, 1, 1, 1), x)
@@ -228,7 +231,7 @@ class SlayerNetwork(Model):
                     self._registers[name].threshold,
                     (self._registers[name].size, steps),
                 )
-            )
+            ).to(self.device)
             for name in stage.populations
         }
 
@@ -248,7 +251,7 @@ class SlayerNetwork(Model):
         self, name: str, drive: dict[str, torch.Tensor], limits: dict[str, torch.Tensor]
     ) -> dict[str, States]:
         """A population of which no spike comes back, all steps at once."""
-        rest = torch.zeros(drive[name].shape[:2], dtype=self._dtype)
+        rest = self._like.new_zeros(drive[name].shape[:2])
         dynamics = self._apart if self.learned.recipe.of(name).apart else self._dynamics
         limit = limits.get(name)
         current, voltage = dynamics(name, drive[name], rest, rest, limit)
@@ -256,7 +259,7 @@ class SlayerNetwork(Model):
 
     def _offset(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """The bias of a population, shape (neurons, 1)."""
-        return self._bias[name].to(like.dtype)[:, None]
+        return self._bias[name].to(like)[:, None]
 
     def _apart(
         self,
@@ -274,22 +277,22 @@ class SlayerNetwork(Model):
         if name in learned.normalized and learned.training:
             count = learned.mean(name).numel()
             mean = u.reshape(len(u), -1, count, u.shape[2]).mean(dim=(0, 1, 3), dtype=torch.float64)
-            exact = mean.detach().numpy()
+            exact = mean.detach().cpu().numpy()
             learned.observe(name, exact)
             rounded = rounded_mean(exact)
             now = learned.quantized(name, rounded)
-            free = torch.from_numpy(mean_is_free(exact).astype(np.float64))
-            taken = torch.from_numpy(rounded) + free * (mean - mean.detach())
+            free = torch.from_numpy(mean_is_free(exact).astype(np.float64)).to(mean)
+            taken = torch.from_numpy(rounded).to(mean) + free * (mean - mean.detach())
             taken = taken.to(u.dtype).repeat(u.shape[1] // count)[:, None]
             taken = taken - taken.detach()
-        bias = torch.from_numpy(now.bias / STATE_SCALE).to(u.dtype)[:, None]
+        bias = torch.from_numpy(now.bias / STATE_SCALE).to(u)[:, None]
         decay = self._decay(name, "voltage_decay", now)
         return u, self._voltage(name, u + bias - taken, decay, voltage, limit)
 
     def _decay(self, name: str, key: str, now: QuantizedPopulation) -> torch.Tensor:
         """A decay as lava-dl's integrator takes it: 4096 times the fraction lost."""
         value = quantized_neuron_value(now.decay_u, now.decay_v, now.threshold)
-        register = torch.tensor([getattr(value, key) * DECAY_ONE], dtype=self._dtype)
+        register = torch.tensor([getattr(value, key) * DECAY_ONE]).to(self._like)
         learned = self.learned.values.get(f"{name}:{key}")
         return register if learned is None else _Register.apply(learned, register)
 
@@ -300,7 +303,7 @@ class SlayerNetwork(Model):
             return spikes
         delay = self.learned.values.get(f"{name}:delay")
         if delay is None:
-            late = torch.from_numpy(steps).to(spikes.dtype)
+            late = torch.from_numpy(steps).to(spikes)
         else:
             late = delay.to(spikes.dtype).repeat(len(steps) // delay.numel())
         moved: torch.Tensor = torch.func.functional_call(self._axon, {"delay": late}, (spikes,))
@@ -390,7 +393,7 @@ def _dropped(states: States, mask: torch.Tensor | None) -> States:
     if mask is None:
         return states
     spikes, current, voltage = states
-    return spikes * mask.to(spikes.dtype)[..., None], current, voltage
+    return spikes * mask.to(spikes)[..., None], current, voltage
 
 
 def _neuron(population: QuantizedPopulation, surrogate: Surrogate) -> Any:

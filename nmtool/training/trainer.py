@@ -15,23 +15,27 @@ from nmtool.chip import ChipSpec
 from nmtool.config import Experiment
 from nmtool.data import Samples, load_split, spikes_of
 from nmtool.data.augment import check_jitter, varied
-from nmtool.errors import ConfigError
+from nmtool.errors import ConfigError, FitError
 from nmtool.formats.claims import check_arrays
 from nmtool.network import Network
 from nmtool.spikes import SpikeTrain
+from nmtool.training import require_device
 from nmtool.training.losses import Objective, decide, make_objective
 from nmtool.training.model import Model, make_model, reproducible
 from nmtool.training.noise import Draw
 from nmtool.training.optimizers import Schedule, load_moments, make_optimizer, save_moments
 from nmtool.training.recipe import check_loss, recipe_of
-from nmtool.training.record import batches
+from nmtool.training.record import batches, out_of_range
 
 SATURATED_RATE = 0.9
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave; accuracies are fractions, rates are spikes per neuron and step."""
+    """What one epoch gave; accuracies are fractions, rates are spikes per neuron and step.
+
+    ``overflow`` names a state that left the chip's 24 bits in validation; empty if none did.
+    """
 
     epoch: int
     loss: float
@@ -39,6 +43,7 @@ class Epoch:
     rates: dict[str, float]
     warnings: tuple[str, ...]
     seconds: float
+    overflow: str = ""
 
 
 @dataclass
@@ -46,6 +51,9 @@ class TrainingState:
     """Everything that the rest of a training depends on: saved after every epoch.
 
     ``weights`` are all parameters by name, ``means`` the running means of batch normalisation.
+    ``best_epoch`` is -1, and what belongs to it empty, as long as no epoch fits the chip.
+    ``stopped`` says why a training ended before its last epoch; it is not saved, for a training
+    that is continued stops there again.
     """
 
     weights: dict[str, Any]
@@ -58,6 +66,7 @@ class TrainingState:
     history: list[Epoch] = field(default_factory=list)
     means: dict[str, Any] = field(default_factory=dict)
     best_means: dict[str, Any] = field(default_factory=dict)
+    stopped: str = ""
 
     @classmethod
     def fresh(cls, model: Model) -> TrainingState:
@@ -68,7 +77,7 @@ class TrainingState:
 
 
 def _array(parameter: torch.Tensor) -> Any:
-    return parameter.detach().numpy().astype(np.float32)
+    return parameter.detach().cpu().numpy().astype(np.float32)
 
 
 def train(
@@ -80,6 +89,9 @@ def train(
     on_epoch: Callable[[TrainingState], None] | None = None,
 ) -> tuple[Network, TrainingState]:
     """Train a network; returns it with the weights of the best epoch by validation accuracy.
+
+    An epoch in whose validation a state leaves the chip's 24 bits is never the best. Where the
+    numbers are too large to train on, the epochs before are what there is.
 
     The order of samples and their jitter belong to (seed, epoch) and noise to (seed, update,
     sample), so a training that continues from the state of any epoch ends with the same bits as
@@ -95,8 +107,9 @@ def train(
 
     Raises:
         NmtoolError: as ``prepare``, or a checkpoint of another network.
+        FitError: no epoch fits the chip.
     """
-    with reproducible():
+    with reproducible(experiment.train.device):
         return _train(experiment, network, chip, state, on_batch, on_epoch)
 
 
@@ -107,13 +120,15 @@ def prepare(experiment: Experiment, network: Network, chip: ChipSpec) -> tuple[M
         UnsupportedError: a network, a recipe or a loss that cannot be trained so.
         FitError: a parameter that the chip cannot hold.
         ConfigError: a regulariser of a population that the network does not have.
-        DependencyError: lava-dl is missing (slayer).
+        DependencyError: lava-dl is missing (slayer), or the device is.
     """
+    require_device(experiment.train.device)
     train, recipe = experiment.train, recipe_of(experiment)
     objective = make_objective(train, experiment.network.readout, network)
     check_loss(network, recipe, train.loss)
     surrogate, noise = experiment.surrogate, train.noise
-    return make_model(network, chip, surrogate, train.engine, noise, recipe), objective
+    model = make_model(network, chip, surrogate, train.engine, noise, recipe)
+    return model.to(train.device), objective
 
 
 def _train(
@@ -141,28 +156,67 @@ def _train(
     for epoch in range(len(state.history), experiment.train.epochs):
         started = time.monotonic()
         losses: list[float] = []
-        for spikes, labels, chosen in _batches(experiment, train_set, epoch):
-            draw = _draw(experiment, state.updates, chosen)
-            model.reseed(_mask_seed(experiment.seed, state.updates))
-            losses.append(_update(model, optimizer, objective, spikes, labels, draw))
-            schedule.after_update()
-            state.updates += 1
-            if on_batch:
-                on_batch(state.updates, total)
-        accuracy, rates, warnings = _evaluate(model, experiment, validation)
+        try:
+            for spikes, labels, chosen in _batches(experiment, train_set, epoch):
+                draw = _draw(experiment, state.updates, chosen)
+                model.reseed(_mask_seed(experiment.seed, state.updates))
+                losses.append(_update(model, optimizer, objective, spikes, labels, draw))
+                schedule.after_update()
+                state.updates += 1
+                if on_batch:
+                    on_batch(state.updates, total)
+            accuracy, rates, overflow = _evaluate(model, experiment, validation)
+        except FitError as error:
+            state.stopped = f"epoch {epoch + 1} could not be trained: {error}"
+            break
         schedule.after_epoch(accuracy)
         _remember(state, model, optimizer, experiment)
-        if accuracy >= state.best_accuracy:
+        if not overflow and accuracy >= state.best_accuracy:
             state.best_accuracy, state.best_epoch = accuracy, epoch
             state.best_weights, state.best_means = state.weights, state.means
-        seconds = time.monotonic() - started
-        state.history.append(
-            Epoch(epoch, float(np.mean(losses)), accuracy, rates, warnings, seconds)
-        )
+        warnings, seconds = tuple(_activity_warnings(rates)), time.monotonic() - started
+        loss = float(np.mean(losses))
+        state.history.append(Epoch(epoch, loss, accuracy, rates, warnings, seconds, overflow))
         if on_epoch:
             on_epoch(state)
+    _check_best(experiment, state)
     model.load(state.best_weights, state.best_means)
     return model.export(), state
+
+
+def _check_best(experiment: Experiment, state: TrainingState) -> None:
+    """That there is an epoch to keep.
+
+    Raises:
+        FitError: none fits the chip.
+    """
+    if state.best_epoch >= 0:
+        return
+    found = [f"epoch {e.epoch + 1}: {e.overflow}" for e in state.history[:1]]
+    raise FitError(
+        f"{experiment.name}: found no epoch of {experiment.train.epochs} that fits the chip "
+        f"({'; '.join([*found, state.stopped]).strip('; ')}); lower train.optimizer.lr or "
+        "network.init_gain, and train afresh with --force"
+    )
+
+
+def first_overflow(experiment: Experiment, network: Network, chip: ChipSpec) -> str:
+    """Which state leaves the chip's 24 bits before the first update, in a batch of validation.
+
+    Empty if none does.
+
+    Raises:
+        NmtoolError: as ``prepare``.
+        FitError: the numbers are too large to train on.
+    """
+    model, _ = prepare(experiment, network, chip)
+    samples = load_split(experiment.data, "validation")
+    given = spikes_of(samples, experiment.data)
+    model.train(False)
+    with reproducible(experiment.train.device), torch.no_grad():
+        chosen = next(batches(network, given))
+        _, reached = model.watched(_raster(given.select(chosen)).to(model.device))
+        return out_of_range(reached)
 
 
 def _mask_seed(seed: int, update: int) -> int:
@@ -202,6 +256,7 @@ def _update(
     draw: Draw | None,
 ) -> float:
     model.train()
+    spikes, labels = spikes.to(model.device), labels.to(model.device)
     loss = objective(model(spikes, objective.populations, draw), labels)
     optimizer.zero_grad()
     loss.backward()
@@ -211,20 +266,22 @@ def _update(
 
 def _evaluate(
     model: Model, experiment: Experiment, samples: Samples
-) -> tuple[float, dict[str, float], tuple[str, ...]]:
+) -> tuple[float, dict[str, float], str]:
+    """Accuracy, rates, and the first state that left the chip's 24 bits."""
     model.train(False)
     given, n = spikes_of(samples, experiment.data), len(samples)
-    right = 0
+    right, overflow = 0, ""
     rates = dict.fromkeys(model.network.populations, 0.0)
     with torch.no_grad():
         for chosen in batches(model.network, given):
-            spikes = model(_raster(given.select(chosen)))
+            spikes, reached = model.watched(_raster(given.select(chosen)).to(model.device))
+            overflow = overflow or out_of_range(reached)
             found = decide(spikes[model.network.outputs[0]], experiment.network.readout)
             labels = torch.from_numpy(samples.labels[chosen])
-            right += int((found == labels).sum())
+            right += int((found.cpu() == labels).sum())
             for name, train in spikes.items():
                 rates[name] += float(train.mean()) * len(labels) / n
-    return right / n, rates, tuple(_activity_warnings(rates))
+    return right / n, rates, overflow
 
 
 def _activity_warnings(rates: dict[str, float]) -> Iterator[str]:

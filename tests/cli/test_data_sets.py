@@ -66,6 +66,10 @@ def test_jitter_of_what_is_no_image_is_refused(nmtool, experiment, folder, uncha
         done = nmtool("train", source, "-o", "new", "-s", "train.jitter=1")
     assert done.code == 3
     assert "train.jitter: found 1, allowed 0" in done.err
+    done = nmtool("config", "check", source, "-s", "train.jitter=1")
+    assert done.code == 3
+    assert "train.jitter: found 1, allowed 0" in done.err
+    assert nmtool("config", "check", source).code == 0
 
 
 def test_raw_samples_have_no_encoding_there(nmtool, experiment, folder):
@@ -78,15 +82,28 @@ def test_raw_samples_have_no_encoding_there(nmtool, experiment, folder):
     assert "delayed_xor has no encoding of single numbers" in done.err
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["", "dry"])
 @pytest.mark.parametrize("name", ["nmnist", "dvs_gesture, pool: 8", "shd"])
-def test_missing_archives_end_with_where_they_are_from(nmtool, experiment, folder, unchanged, name):
+def test_missing_archives_end_with_where_they_are_from(
+    nmtool, experiment, folder, unchanged, name, dry
+):
     classes = {"nmnist": 10, "dvs_gesture, pool: 8": 11, "shd": 20}[name]
     source = experiment(f"{{name: {name}}}", classes)
     with unchanged(folder):
-        done = nmtool("train", source, "-o", "new", "--json")
+        done = nmtool("train", source, "-o", "new", "--json", *dry)
     assert done.code == done.json["exit_code"] == 3, done.err
     assert "in data or data/" in done.err
     assert "put it there from http" in done.err
+
+
+def test_a_dry_run_fetches_nothing(nmtool, experiment, folder, unchanged, monkeypatch):
+    from nmtool.data import recorded
+
+    monkeypatch.setattr(recorded, "_download", None)
+    source = experiment("{name: shd, download: true}", 20)
+    with unchanged(folder):
+        done = nmtool("train", source, "--dry-run")
+    assert done.code == 0, done.err
 
 
 def test_missing_files_of_the_vowels_end_with_what_to_install(

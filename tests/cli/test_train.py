@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from nmtool import formats
@@ -123,14 +124,22 @@ def test_noise_is_reported_and_a_mismatched_surrogate_warned_about_once(nmtool, 
     done = nmtool(*arguments)
     assert done.code == 0, done.err
     assert done.err.count("found arctan with escape noise sigmoid") == 1
+    done = nmtool("config", "check", "experiment.yaml", *noise, "-s", "surrogate.kind=arctan")
+    assert done.code == 0, done.err
+    assert done.err.count("found arctan with escape noise sigmoid") == 1
+    assert "warning" not in nmtool("config", "check", "experiment.yaml", *noise).err
 
 
 def test_a_regulariser_of_an_unknown_population_is_found_before_training(nmtool, trained):
     override = "train.regularizers=[{kind: sparsity, rate: 0.1, weight: 1, populations: [hiden]}]"
-    for more in ((), ("--dry-run",)):
-        done = nmtool("train", "experiment.yaml", "-o", "never", "-s", override, *more)
+    train = ("train", "experiment.yaml", "-o", "never")
+    for command in (train, (*train, "--dry-run"), ("config", "check", "experiment.yaml")):
+        done = nmtool(*command, "-s", override)
         assert done.code == 3, done.err
         assert "train.regularizers.0.populations: found 'hiden', allowed hidden" in done.err
+    done = nmtool("config", "check", "experiment.yaml", "-s", override.replace("train", "finetune"))
+    assert done.code == 3, done.err
+    assert "finetune.regularizers.0.populations: found 'hiden', allowed hidden" in done.err
 
 
 @pytest.mark.parametrize(
@@ -142,6 +151,77 @@ def test_a_loss_of_steps_that_samples_do_not_have_is_found_in_the_file(nmtool, t
     assert done.code == 3, done.err
     assert "allowed a loss of steps 0 to 7, those of a sample; found step 8 in" in done.err
     assert nmtool(*arguments, "-s", f"train.loss={loss.replace('8', '7')}").code == 0
+
+
+def test_a_training_of_which_nothing_fits_says_what_to_do(nmtool, trained):
+    arguments = ("train", "experiment.yaml", "-o", "huge", "-s", "network.init_gain=1.0e30")
+    longer = ("-s", "data.encoding.steps=100")
+    done = nmtool(*arguments, *longer)
+    assert done.code == 5, done.err
+    assert "before the first update: hidden.voltage: the trainer's forward reached" in done.err
+    assert done.err.count("epoch 1 does not fit the chip and is not kept: hidden.voltage") == 1
+    assert "lower train.optimizer.lr or network.init_gain, and train afresh" in done.err
+    assert nmtool(*arguments, *longer, "--resume").code == 5
+    assert nmtool("train", "experiment.yaml", "-o", "huge", "--force").code == 0
+
+
+def test_a_test_set_that_does_not_fit_leaves_a_network_and_no_accuracy(
+    nmtool, trained, monkeypatch
+):
+    from nmtool.errors import FitError
+    from nmtool.training import record
+
+    def decisions(*_):
+        raise FitError("hidden.voltage: the trainer's forward reached 9000000")
+
+    monkeypatch.setattr(record, "decisions", decisions)
+    done = nmtool("train", "experiment.yaml", "-o", "partly", "-s", "train.epochs=1", "--json")
+    assert done.code == 0, done.err
+    assert done.json["accuracy"]["test"] is done.json["accuracy"]["quantized"] is None
+    assert done.err.count("not known, a test sample does not fit: hidden.voltage") == 2
+    assert (trained / "partly/network.h5").exists()
+
+
+@pytest.mark.parametrize("limit", [1, 22 * 36 * 6], ids=["a sample", "22 samples"])
+def test_a_comparison_in_parts_is_that_of_the_whole(nmtool, trained, monkeypatch, limit):
+    """Also the first difference, which lies in one of the later parts."""
+    from nmtool.cli import operands
+    from nmtool.data import load_split
+    from nmtool.training.model import with_weights
+
+    assert nmtool("compile", "run", "--hw", "reference").code == 0
+    network = formats.load_as("run/network.h5", Network)
+    lit = load_split(network.data, "test").values > 0
+    late = int(np.argmax(np.where(lit.any(axis=0), np.argmax(lit, axis=0), 0)))
+    weight = network.projections["hidden"].weight.copy()
+    weight[:, late] *= -1  # of a pixel that is dark in the samples before
+    formats.save("other.h5", with_weights(network, {"hidden": weight}))
+    compare = ("compare", "trainer:other.h5", "reference", "--program", "run/program.h5", "--json")
+    whole = nmtool(*compare)
+    assert whole.code == 1, whole.err
+    assert whole.json["first"]["sample"] > 22
+    counted, plain = [], operands.Operands._trainer
+    monkeypatch.setattr(operands.Operands, "_trainer", lambda *a: counted.append(1) or plain(*a))
+    monkeypatch.setattr(operands, "STATES", limit)
+    parts = nmtool(*compare)
+    assert parts.code == 1, parts.err
+    assert parts.json == whole.json
+    assert len(counted) == {1: 100, 22 * 36 * 6: 5}[limit]
+
+
+@pytest.mark.parametrize(
+    ("engine", "code", "says"),
+    [("event", 3, "cuda needs engine slayer"), ("slayer", 10, "finds no CUDA device")],
+)
+def test_a_device_that_is_not_there(nmtool, trained, monkeypatch, engine, code, says):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device = ("-s", f"train.engine={engine}", "-s", "train.device=cuda")
+    done = nmtool("train", "experiment.yaml", "-o", "never", *device)
+    assert done.code == code, done.err
+    assert says in done.err
+    assert not (trained / "never").exists()
 
 
 ENTRIES = {
@@ -264,6 +344,12 @@ def test_a_signal_while_training(nmtool, trained, monkeypatch, number):
     done = nmtool("train", "experiment.yaml", "-o", "cut")
     assert done.code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert {p.name for p in (trained / "cut").iterdir()} == {"experiment.json"}
+    assert "nothing is kept yet; the same command without --resume starts again" in done.err
+    done = nmtool("train", "experiment.yaml", "-o", "cut", "--resume")
+    assert done.code == 6
+    assert "no epoch of a training in cut is done; leave --resume out" in done.err
+    monkeypatch.setattr(trainer, "_update", plain)
+    assert nmtool("train", "experiment.yaml", "-o", "cut").code == 0
 
 
 def test_a_timeout_while_training(nmtool, trained):

@@ -322,11 +322,14 @@ def test_regularisers_in_closed_form_and_their_gradients(kind):
 
 
 def test_a_regulariser_of_an_unknown_population_is_refused():
-    from nmtool.training.losses import make_regularizer
+    from nmtool.training.recipe import check_regularizers
 
-    unknown = regularized(kind="sparsity", rate=0.1, populations=["a", "c"])
-    with pytest.raises(ConfigError, match=r"found 'c', allowed a, b"):
-        make_regularizer(unknown, network())
+    known, unknown = (
+        regularized(kind="sparsity", rate=0.1, populations=names) for names in (["a"], ["a", "c"])
+    )
+    check_regularizers(network(), [known], "train")
+    with pytest.raises(ConfigError, match=r"regularizers\.1\.populations: found 'c', allowed a, b"):
+        check_regularizers(network(), [known, unknown], "train")
 
 
 LEARNED = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nmtool.data import Samples, encode, load_split
-from nmtool.errors import ArtifactError, ConfigError
+from nmtool.errors import ArtifactError, ConfigError, FitError
 from nmtool.measure import predict
 
 torch = pytest.importorskip("torch")
@@ -112,6 +112,122 @@ def test_the_best_epoch_is_that_of_the_validation_labels(experiment, untrained, 
     assert network_bits(chosen) == bits(by_epoch[0])
     assert bits(state.weights) == bits(plain.weights), "validation labels train nothing"
     assert [e.loss for e in state.history] == [e.loss for e in plain.history]
+
+
+def reach(monkeypatch):
+    """How far the states of each validation went, as a list that a training fills."""
+    from nmtool.training import trainer
+
+    plain, found = trainer.out_of_range, []
+
+    def look(reached):
+        found.append(max(most for both in reached.values() for most in both))
+        return plain(reached)
+
+    monkeypatch.setattr(trainer, "out_of_range", look)
+    return found
+
+
+def test_the_best_epoch_is_one_that_fits_the_chip(
+    experiment, untrained, chip, small_sets, monkeypatch, tmp_path
+):
+    """With a register that the best epoch's states do not fit into, the next best is kept."""
+    from nmtool.training.checkpoint import load_checkpoint, save_checkpoint
+
+    config = experiment(train={"epochs": 3, "optimizer": {"name": "sgd", "lr": 30.0}})
+    by_epoch, reached = [], reach(monkeypatch)
+    _, plain = training(
+        config, untrained(config), chip, on_epoch=lambda s: by_epoch.append(dict(s.weights))
+    )
+    assert plain.best_epoch > 0
+    assert max(reached) == max(reached[1:]) > reached[0]
+    assert not any(epoch.overflow for epoch in plain.history)
+
+    def train_below(limit):
+        monkeypatch.setattr("nmtool.training.record.STATE_LIMIT", limit)
+        return training(
+            config,
+            untrained(config),
+            chip,
+            on_epoch=lambda s: save_checkpoint(tmp_path / f"{limit}.h5", s, "key"),
+        )
+
+    healthy = [*reached]
+    limit = int(healthy[plain.best_epoch])
+    chosen, state = train_below(limit)
+    fits = [r < limit for r in healthy]
+    assert [not epoch.overflow for epoch in state.history] == fits
+    accuracy = [e.validation_accuracy * fit for e, fit in zip(plain.history, fits, strict=True)]
+    assert state.best_accuracy == max(accuracy) > 0
+    assert accuracy[state.best_epoch] == max(accuracy)
+    assert network_bits(chosen) == bits(by_epoch[state.best_epoch])
+    with pytest.raises(FitError, match=r"no epoch of 3 that fits.*allowed below 1:.*lower train"):
+        train_below(1)
+    left = load_checkpoint(tmp_path / "1.h5", "key")
+    assert left.best_epoch == -1
+    assert left.best_weights == {}
+    with pytest.raises(FitError, match=r"no epoch of 3 that fits.*train afresh with --force"):
+        training(config, untrained(config), chip, left)
+
+
+def test_a_training_that_can_go_no_further_keeps_what_it_has(
+    experiment, untrained, chip, small_sets, monkeypatch
+):
+    from nmtool.training import trainer
+
+    config, plain, updates = experiment(), trainer._update, []
+
+    def update(*arguments):
+        updates.append(1)
+        if len(updates) > allowed:
+            raise FitError("hidden: too large")
+        return plain(*arguments)
+
+    monkeypatch.setattr(trainer, "_update", update)
+    allowed = 6  # an epoch has four
+    _, state = training(config, untrained(config), chip)
+    assert (len(state.history), state.best_epoch) == (1, 0)
+    assert state.stopped == "epoch 2 could not be trained: hidden: too large"
+    updates.clear()
+    allowed = 3
+    with pytest.raises(FitError, match=r"found no epoch of 3 .*epoch 1 could not be trained"):
+        training(config, untrained(config), chip)
+
+
+def test_both_engines_say_how_far_states_went(experiment, untrained, chip):
+    from nmtool.training.model import make_model, reach
+
+    layers = [{"recurrent": 16, "name": "hidden"}, {"dense": 20, "name": "output"}]
+    config = experiment(layers=layers)
+    values = load_split(config.data, "validation").values[:8]
+    x = torch.from_numpy(encode(values, config.data.encoding).to_raster().astype(np.float32))
+    found = []
+    for engine in ("event", "slayer"):
+        model = make_model(untrained(config), chip, config.surrogate, engine)
+        with torch.no_grad():
+            spikes, reached = model.watched(x)
+            states = model.states(x)
+        assert reached == reach(states)
+        assert all(torch.equal(train, states[name][0].float()) for name, train in spikes.items())
+        found.append(reached)
+    assert found[0] == found[1]
+    assert all(most > 64 for both in found[0].values() for most in both)
+
+
+def test_what_does_not_fit_before_the_first_update_is_named(experiment, untrained, chip):
+    from nmtool.network import CubaLif
+    from nmtool.training.trainer import first_overflow
+
+    config = experiment()
+    network = untrained(config)
+    assert first_overflow(config, network, chip) == ""
+    hidden = network.projections["hidden"]
+    projections = {**network.projections, "hidden": hidden.with_weight(np.full((16, 64), 500.0))}
+    slow = replace(network.populations["hidden"], neuron=CubaLif(500.0, 0.001, 0.0))
+    large = replace(
+        network, projections=projections, populations={**network.populations, "hidden": slow}
+    )
+    assert first_overflow(config, large, chip).startswith("hidden.current: the trainer's forward")
 
 
 def test_training_learns(experiment, untrained, chip, small_sets):
