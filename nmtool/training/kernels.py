@@ -38,8 +38,8 @@ PERIOD = 960
 No power of two, so that those of a neuron lie in different sets of the cache.
 """
 
-SOURCES = 128
-"""Sources whose weight gradients are summed at once: their rows stay in the cache."""
+COLUMNS = 64
+"""Targets whose weight gradients are summed at once: what arrives there stays in the cache."""
 
 TILE = 32
 """Sources whose weights are turned at once."""
@@ -51,18 +51,22 @@ HUGE = 30
 """A state that needs more bits has left what the sums can hold."""
 
 
+def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any, count: int) -> Any:
+    """Where ``count`` numbers of an array begin, as a vector, in code that is being generated."""
+    lanes = ir.VectorType(context.get_data_type(kind.dtype), count)
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), lanes.as_pointer())
+
+
 @intrinsic
 def _nonzero(_typing: Any, row: Any, _at: Any) -> Any:
     """Of the ``PIECE`` numbers row[at:at + PIECE], those that are not 0, as the bits of a word."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = signature.args[0]
-        number = context.get_data_type(kind.dtype)
-        data = context.make_array(kind)(context, builder, arguments[0]).data
-        lanes = ir.VectorType(number, PIECE)
-        place = builder.bitcast(builder.gep(data, [arguments[1]]), lanes.as_pointer())
+        place = _place(context, builder, kind, arguments[0], arguments[1], PIECE)
         piece = builder.load(place, align=kind.dtype.bitwidth // 8)
-        spiked = builder.icmp_signed("!=", piece, ir.Constant(lanes, [0] * PIECE))
+        spiked = builder.icmp_signed("!=", piece, ir.Constant(piece.type, [0] * PIECE))
         return builder.zext(builder.bitcast(spiked, ir.IntType(PIECE)), ir.IntType(64))
 
     return types.uint64(row, types.int64), generate
@@ -83,26 +87,59 @@ def _add_lanes(_typing: Any, out: Any, _at: Any, row: Any, _begin: Any) -> Any:
     """out[at:at + LANES] += row[begin:begin + LANES], of float32 or of integers that widen."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes, places, widths = [], [], []
+        places, widths = [], []
         for k in (0, 2):
             kind = signature.args[k]
-            number = context.get_data_type(kind.dtype)
-            data = context.make_array(kind)(context, builder, arguments[k]).data
-            lanes.append(ir.VectorType(number, LANES))
-            pointer = builder.gep(data, [arguments[k + 1]])
-            places.append(builder.bitcast(pointer, lanes[-1].as_pointer()))
+            array, at = arguments[k : k + 2]
+            places.append(_place(context, builder, kind, array, at, LANES))
             widths.append(kind.dtype.bitwidth // 8)
         total = builder.load(places[0], align=widths[0])
         added = builder.load(places[1], align=widths[1])
         if isinstance(signature.args[0].dtype, types.Float):
             total = builder.fadd(total, added)
         else:
-            wide = added if widths[0] == widths[1] else builder.sext(added, lanes[0])
+            wide = added if widths[0] == widths[1] else builder.sext(added, total.type)
             total = builder.add(total, wide)
         builder.store(total, places[0], align=widths[0])
         return context.get_dummy_value()
 
     return types.void(out, types.int64, row, types.int64), generate
+
+
+@intrinsic
+def _add_column(_typing: Any, out: Any, _at: Any, row: Any, _begin: Any) -> Any:
+    """out[at:at + COLUMNS] += row[begin:begin + COLUMNS], of float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        total, added = (
+            _place(context, builder, signature.args[k], arguments[k], arguments[k + 1], COLUMNS)
+            for k in (0, 2)
+        )
+        found = builder.fadd(builder.load(total, align=4), builder.load(added, align=4))
+        builder.store(found, total, align=4)
+        return context.get_dummy_value()
+
+    return types.void(out, types.int64, row, types.int64), generate
+
+
+@intrinsic
+def _add_four_columns(
+    _typing: Any, out: Any, _at: Any, row: Any, _a: Any, _b: Any, _c: Any, _d: Any
+) -> Any:
+    """``_add_column`` of four places of a row, as (a + b) + (c + d)."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def place(k: int, at: Any) -> Any:
+            return _place(context, builder, signature.args[k], arguments[k], at, COLUMNS)
+
+        total = place(0, arguments[1])
+        a, b, c, d = (builder.load(place(2, at), align=4) for at in arguments[3:])
+        four = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
+        builder.store(builder.fadd(builder.load(total, align=4), four), total, align=4)
+        return context.get_dummy_value()
+
+    at = types.int64
+    return types.void(out, at, row, at, at, at, at), generate
 
 
 @njit(forceinline=True, **_FAST)
@@ -639,39 +676,49 @@ def spread_one(first: int, last: int, place: Any, gradient: Any, out: Any) -> No
 
 @njit(**_FAST)
 def weight_gradient(
-    first: int, last: int, step: Any, start: Any, delay: int, arriving: Any, gradient: Any
+    first: int,
+    last: int,
+    share: int,
+    step: Any,
+    start: Any,
+    delay: int,
+    arriving: Any,
+    gradient: Any,
 ) -> None:
-    """The gradient of the weights (target, source), of ``SOURCES`` times first to last sources.
+    """The gradient of the weights (target, source), of the parts ``first`` to ``last`` of it.
 
-    ``step[start[b, i]:start[b, i + 1]]`` are the steps at which source i spikes. The sum over the
-    samples and steps has the same order whatever the parts are.
+    The parts are ``share`` sources to ``COLUMNS`` targets, then the next sources to them, and so
+    on. ``step[start[b, i]:start[b, i + 1]]`` are the steps at which source i spikes. The sum over
+    the samples and steps has the same order whatever the parts are.
     """
     samples, steps, n = arriving.shape
     sources = gradient.shape[1]
-    total = np.empty((SOURCES, n), dtype=np.float32)
+    shares = -(-sources // share)
+    came = np.zeros(steps * COLUMNS, dtype=np.float32)
+    total = np.empty(share * COLUMNS, dtype=np.float32)
     for part in range(first, last):
-        begin = part * SOURCES
-        end = min(begin + SOURCES, sources)
+        low, target = part % shares * share, part // shares * COLUMNS
+        high, width = min(low + share, sources), min(COLUMNS, n - target)
         total[:] = 0
         for b in range(samples):
-            came = arriving[b]
-            for i in range(begin, end):
-                row = total[i - begin]
+            for t in range(steps - delay):
+                row = arriving[b, t + delay]
+                for j in range(width):
+                    came[t * COLUMNS + j] = row[target + j]
+            for i in range(low, high):
+                to = (i - low) * COLUMNS
                 e, stop = start[b, i], start[b, i + 1]
-                while stop > e and step[stop - 1] + delay >= steps:
+                while stop > e and step[stop - 1] >= steps - delay:
                     stop -= 1
                 while e + 4 <= stop:
-                    g0, g1 = came[step[e] + delay], came[step[e + 1] + delay]
-                    g2, g3 = came[step[e + 2] + delay], came[step[e + 3] + delay]
-                    for j in range(n):
-                        row[j] += (g0[j] + g1[j]) + (g2[j] + g3[j])
+                    one, two = step[e] * COLUMNS, step[e + 1] * COLUMNS
+                    three, four = step[e + 2] * COLUMNS, step[e + 3] * COLUMNS
+                    _add_four_columns(total, to, came, one, two, three, four)
                     e += 4
                 while e < stop:
-                    g = came[step[e] + delay]
-                    for j in range(n):
-                        row[j] += g[j]
+                    _add_column(total, to, came, step[e] * COLUMNS)
                     e += 1
-        for tile in range(0, n, TILE):
-            for i in range(begin, end):
-                for j in range(tile, min(tile + TILE, n)):
-                    gradient[j, i] = total[i - begin, j]
+        for tile in range(low, high, TILE):
+            for j in range(width):
+                for i in range(tile, min(tile + TILE, high)):
+                    gradient[target + j, i] = total[(i - low) * COLUMNS + j]

@@ -31,7 +31,7 @@ from nmtool.training import kernels
 from nmtool.training.events import Events, Relay
 from nmtool.training.memory import Memory
 from nmtool.training.model import Synapses
-from nmtool.training.parts import in_parts
+from nmtool.training.parts import PARTS, in_parts
 from nmtool.training.rounding import Rounded
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -308,10 +308,12 @@ def _relay(operations: Chain, shape: Shape) -> Relay:
 def _dense_gradient(wire: Wire, events: Events, arriving: Array) -> Array:
     gradient = np.empty(wire.matrix, dtype=np.float32)
     step, at_neuron = events.by_neuron
+    blocks = -(-wire.matrix[0] // kernels.COLUMNS)
+    share = -(-wire.size // max(1, PARTS // blocks))
     in_parts(
-        -(-wire.size // kernels.SOURCES),
+        blocks * -(-wire.size // share),
         lambda first, last: kernels.weight_gradient(
-            first, last, step, at_neuron, wire.synapses.delay, arriving, gradient
+            first, last, share, step, at_neuron, wire.synapses.delay, arriving, gradient
         ),
     )
     return gradient

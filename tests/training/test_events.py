@@ -286,6 +286,33 @@ def test_dense_loops(delays):
         assert relative(found[name], expected[name]) <= 1e-5, name
 
 
+@pytest.mark.parametrize(("sources", "targets"), [(5, 3), (70, 64), (130, 150), (9, 300)])
+@pytest.mark.parametrize("delay", [0, 3, 12])
+def test_the_weight_gradient_is_the_product_of_spikes_and_what_arrives(sources, targets, delay):
+    """Whole numbers, whose sums are exact; with a delay of all steps nothing arrives."""
+    from nmtool.training.engine import EventNetwork
+    from nmtool.training.events import Events
+
+    rng = np.random.default_rng(sources)
+    samples, steps = 3, 12
+    weight = rng.normal(size=(targets, sources))
+    network = Network(
+        "one",
+        {"input": Input((sources,))},
+        {"out": Population((targets,), CubaLif(1.25, 0.25, 0.03))},
+        {"in": Projection.dense("input", "out", weight, delay)},
+        ("out",),
+    )
+    (wire,) = EventNetwork(network, CHIP, SlayerSurrogate()).layers[0].incoming
+    spikes = (rng.random((samples, sources, steps)) < 0.6).astype(np.float32)
+    arriving = rng.integers(-9, 10, (samples, steps, targets)).astype(np.float32)
+    kept = max(steps - wire.synapses.delay, 0)
+    expected = np.einsum("bst,btn->ns", spikes[..., :kept], arriving[:, steps - kept :])
+    found = wire.weight_gradient(Events.of_rows(spikes), arriving)
+    np.testing.assert_array_equal(found, expected)
+    assert expected.any() == (kept > 0)
+
+
 def test_which_loops_add_whole_rows():
     from nmtool.training.engine import EventNetwork
 
