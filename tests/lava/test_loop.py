@@ -48,11 +48,13 @@ NETWORK = from_config(EXPERIMENT.network, (8, 8, 1), 10, 5)
 PROGRAM = compile_program(NETWORK, load_chip("loihi2"), None, 6)
 
 
-def learned(session, on_round=lambda state: None):
+def learned(session, on_round=lambda state: None, **finetune):
     shadow = {n: p.weight.astype(np.float64) for n, p in NETWORK.projections.items()}
     state = LoopState.start(PROGRAM, shadow)
     with session:
-        loop = Loop(EXPERIMENT, PROGRAM, session, "all", state, on_round=on_round)
+        config = EXPERIMENT.finetune.model_copy(update=finetune)
+        experiment = EXPERIMENT.model_copy(update={"finetune": config})
+        loop = Loop(experiment, PROGRAM, session, "all", state, on_round=on_round)
         best = loop.run()
     return best.fingerprint, state
 
@@ -83,6 +85,17 @@ def test_a_round_on_lava_gives_the_weights_of_the_emulator_and_of_its_log(tmp_pa
     )
     assert again == best
     assert same.spent == state.spent, "board time too"
+
+
+def test_two_rounds_of_injected_backpropagation_on_lava_give_the_weights_of_the_emulator():
+    settings = {"rule": "bptt-injected", "rounds": 2, "diagnosis": False}
+    targets = [load_hardware(name) for name in ("lava-sim", "emulator")]
+    lava, emulator = (learned(open_session(PROGRAM, target), **settings) for target in targets)
+    assert lava[0] == emulator[0] != PROGRAM.fingerprint
+    assert lava[1].history == emulator[1].history
+    assert any(entry.written for entry in lava[1].history)
+    for name, shadow in lava[1].host.shadow.items():
+        np.testing.assert_array_equal(shadow, emulator[1].host.shadow[name])
 
 
 def test_a_board_that_hangs_ends_the_loop_within_its_timeout(stand_in, board):
