@@ -19,7 +19,6 @@ from nmtool.errors import ConfigError, NmtoolError
 from nmtool.quantization import quantize
 from nmtool.regression.quarantine import Quarantine
 from nmtool.training.build import build_network
-from nmtool.training.noise import mismatch
 from nmtool.training.recipe import check_loss, check_regularizers, recipe_of
 
 SCHEMAS: dict[str, type[BaseModel]] = {
@@ -99,6 +98,8 @@ def _check_network(experiment: Experiment, path: Path, document: yamlio.Document
         check_regularizers(network, experiment.finetune.regularizers, "finetune")
     except NmtoolError as error:
         raise yamlio.located(error, document, ("finetune",)) from None
+    from nmtool.training.noise import mismatch
+
     if text := mismatch(experiment):
         warn(f"{path}: {text}")
 

@@ -42,7 +42,7 @@ class Examination:
     suspects: dict[str, list[int]] = field(default_factory=dict)
     diagnosis: dict[str, Any] | None = None
     told: str = ""
-    spent: Spent = field(default_factory=Spent)
+    spent: Spent = field(default_factory=Spent, compare=False)
 
     @classmethod
     def passed(cls, program: Program) -> Examination:

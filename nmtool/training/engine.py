@@ -298,6 +298,7 @@ class EventNetwork(Model):
 
     def states(self, x: torch.Tensor) -> dict[str, States]:
         """(spikes, current, voltage before the reset) of every population, in real units."""
+        self.learned.clamp()
         run = self.run(x, tuple(self.network.populations), keep_current=True)
         return {
             name: (
@@ -311,6 +312,7 @@ class EventNetwork(Model):
 
     def watched(self, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, Reach]]:
         """``Model.watched``, from the whole numbers as they are."""
+        self.learned.clamp()
         run = self.run(x, tuple(self.network.populations), keep_current=True)
         reached = {
             name: (_largest(run.current[k][..., part]), _largest(run.voltage[k][..., part]))

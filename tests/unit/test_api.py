@@ -166,6 +166,7 @@ def test_every_error_has_its_own_exit_code_and_a_builtin_beside_it():
         "ArtifactError": 6,
         "BoardUnavailable": 7,
         "BoardError": 8,
+        "AlignmentError": 8,
         "BoardTimeout": 8,
         "WriteError": 9,
         "DependencyError": 10,
