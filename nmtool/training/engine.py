@@ -33,7 +33,7 @@ from nmtool.training import dynamics, kernels
 from nmtool.training.events import Events, merged
 from nmtool.training.injection import Measured
 from nmtool.training.learned import Learned
-from nmtool.training.memory import Memory
+from nmtool.training.memory import Memory, aligned
 from nmtool.training.model import Model, Reach, Stage, States
 from nmtool.training.noise import Draw, compiled
 from nmtool.training.parts import PARTS, in_parts
@@ -493,7 +493,7 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         network, run = ctx.network, ctx.run
         wanted = {
-            name: np.array(g.numpy(), dtype=np.float32, order="C")
+            name: run.memory.copy(g.to(torch.float32).numpy())
             for name, g in zip(ctx.names, gradients, strict=True)
             if g is not None
         }
@@ -631,7 +631,8 @@ def _gathered(layer: Layer, wanted: dict[str, Array], size: tuple[int, ...]) -> 
         return None
     if len(layer.slices) == 1:
         return next(iter(found.values()))
-    gradient = np.zeros(size, dtype=np.float32)
+    gradient = aligned(size, np.float32)
+    gradient[:] = 0
     for name, part in found.items():
         gradient[..., layer.slices[name]] = part
     return gradient
@@ -726,7 +727,9 @@ def _send_back(
     """
     for w in layer.wires:
         name, source = w.synapses.name, w.synapses.source
-        part = np.ascontiguousarray(arriving[..., layer.slices[w.synapses.target]])
+        part = arriving[..., layer.slices[w.synapses.target]]
+        if not part.flags.c_contiguous:
+            part = run.memory.copy(part)
         if (scale := model.learned.scale(source)) != 1:
             part = part * np.float32(scale)
         if w.synapses.trained:

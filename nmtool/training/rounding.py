@@ -12,6 +12,7 @@ import numpy.typing as npt
 from nmtool.chip import ChipSpec, SynapseFormat
 from nmtool.quantization import WEIGHT_SCALE, choose_format, exact_exponents
 from nmtool.training import kernels
+from nmtool.training.memory import aligned
 from nmtool.training.parts import in_parts
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -109,7 +110,7 @@ def round_to(weight: Array, format: SynapseFormat, width: int) -> Rounded:
     ends = (format.minimum * 2.0**format.exponent, format.maximum * 2.0**format.exponent)
     narrow = ends[0] >= np.iinfo(np.int16).min and ends[1] <= np.iinfo(np.int16).max
     rows = np.zeros((count, sources, width), np.int16 if narrow else np.int32)
-    real = np.empty((n, sources), dtype=np.float32)
+    real = aligned((n, sources), np.float32)
     largest = in_parts(
         count,
         lambda first, last: kernels.round_weights(

@@ -1,10 +1,15 @@
 """Memory that is used again is nobody else's, and is used again."""
 
 import gc
+import threading
+import time
 
 import numpy as np
+import pytest
 
-from nmtool.training.memory import Memory
+from nmtool.training.memory import ALIGNED, Memory, aligned
+
+torch = pytest.importorskip("torch")
 
 SHAPE = (4, 1000)
 
@@ -49,7 +54,7 @@ def test_there_are_no_more_blocks_than_arrays_that_were_held_at_once():
         one, two = (memory.empty((size,), np.int8) for _ in range(2))
         assert one.size == two.size == size
         del one, two
-    assert sorted(len(block) for block in memory._free) == [5000, 5000]
+    assert [len(block) for block in memory._free] == [5000 + ALIGNED] * 2
 
 
 def test_an_array_of_no_size_takes_no_block():
@@ -58,3 +63,27 @@ def test_an_array_of_no_size_takes_no_block():
     empty = memory.empty((3, 0, 5), np.int32)
     assert empty.shape == (3, 0, 5)
     assert address(memory.empty(SHAPE, np.int32)) == kept
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_every_thread_flushes_subnormal_numbers_as_the_caller_does(flush):
+    from nmtool.training.parts import flushes_subnormals, in_parts
+
+    def part(first, last):
+        time.sleep(0.01)  # so that threads take some of them
+        return threading.get_ident(), flushes_subnormals()
+
+    for state in (not flush, flush):
+        torch.set_flush_denormal(state)
+        try:
+            found = in_parts(4, part)
+        finally:
+            torch.set_flush_denormal(False)
+        assert {flushes for _, flushes in found} == {state}
+    assert len({thread for thread, _ in found}) > 1
+
+
+def test_arrays_begin_at_a_line_of_the_cache():
+    memory = Memory()
+    held = [memory.empty((n,), np.float32) for n in (1, 5, 77)] + [aligned((3, 7), np.int32)]
+    assert all(array.ctypes.data % ALIGNED == 0 for array in held)
