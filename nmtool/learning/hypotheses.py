@@ -25,7 +25,7 @@ from scipy.special import logsumexp
 from nmtool.backends.faults import read_back
 from nmtool.fixedpoint import DECAY_ONE, IntArray, shift
 from nmtool.learning.evidence import Evidence, Hypotheses, Noise, Tally
-from nmtool.measure.equations import arriving, replay, synapses_into
+from nmtool.measure.equations import arriving, later, replay, synapses_into
 from nmtool.quantization import QuantizedPopulation, QuantizedProjection
 
 PRIOR = float(np.log(0.02))
@@ -412,12 +412,7 @@ def _delays(evidence: Evidence) -> Iterator[Shared]:
     for key in _into(evidence):
         part = _delivered(evidence, key)
         for by in (1, -1, 2, -2, 3, -3):
-            moved = np.zeros_like(part)
-            if by > 0:
-                moved[:, by:] = part[:, :-by]
-            else:
-                moved[:, :by] = part[:, -by:]
-            late = evidence.assuming(evidence.population, evidence.arrived - part + moved)
+            late = evidence.assuming(evidence.population, evidence.arrived - part + later(part, by))
             words = f"spikes through {key} come {abs(by)} steps {'late' if by > 0 else 'early'}"
             yield Shared("delay", words, late, (("projection", key), ("by", by)))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from nmtool.config import Experiment
 from nmtool.errors import ConfigError
@@ -47,10 +48,7 @@ class LocalReadout:
         The loss is the cross-entropy of ``softmax(scale * weight @ counts)``, averaged over
         samples; the error is its derivative by the counts.
         """
-        logits = self.scale * (counts @ self.weight.T)
-        logits = logits - logits.max(axis=1, keepdims=True)
-        likelihood = np.exp(logits)
-        likelihood /= likelihood.sum(axis=1, keepdims=True)
+        likelihood = softmax(self.scale * (counts @ self.weight.T), axis=1)
         chosen = np.arange(len(labels)), labels
         loss = float(-np.log(np.maximum(likelihood[chosen], 1e-300)).mean())
         likelihood[chosen] -= 1.0

@@ -9,8 +9,8 @@ from nmtool.compiler import Program
 from nmtool.errors import UnsupportedError
 from nmtool.fixedpoint import BoolArray, IntArray
 from nmtool.measure.equations import Messages, arriving, biases, replay
-from nmtool.operations import Scale, count_weighted, weighted
 from nmtool.quantization import QuantizedProjection
+from nmtool.training.model import is_trained
 
 RATES = (0.05, 0.1, 0.2, 0.4)
 """Spikes for each line and step, from sample to sample."""
@@ -56,13 +56,7 @@ def probe_pattern(program: Program, seed: int) -> BoolArray:
 
 def written_projections(program: Program) -> tuple[str, ...]:
     """The projections with a matrix or a kernel of weights of their own."""
-    return tuple(name for name, p in program.network.projections.items() if _has_weights(p))
-
-
-def _has_weights(projection: QuantizedProjection) -> bool:
-    return count_weighted(projection.operations) == 1 and not isinstance(
-        weighted(projection.operations), Scale
-    )
+    return tuple(name for name, p in program.network.projections.items() if is_trained(p))
 
 
 def drawn_weights(

@@ -245,3 +245,16 @@ def always(due: Trace) -> Trace:
 def joined(values: IntArray) -> IntArray:
     """Samples one after the other, as one."""
     return values.reshape(1, -1, values.shape[-1])
+
+
+def later(part: IntArray, by: int) -> IntArray:
+    """What arrives, shape (samples, steps, neurons), ``by`` steps later (earlier below 0).
+
+    Nothing arrives in the steps that are left; ``by`` is not 0.
+    """
+    moved = np.zeros_like(part)
+    if by > 0:
+        moved[:, by:] = part[:, :-by]
+    else:
+        moved[:, :by] = part[:, -by:]
+    return moved

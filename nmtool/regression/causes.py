@@ -21,6 +21,7 @@ from nmtool.measure.equations import (
     always,
     arriving,
     joined,
+    later,
     replay,
 )
 from nmtool.network import counted
@@ -383,12 +384,9 @@ def _delay(suspect: Suspect) -> Iterator[Cause]:
     for key in suspect.projections:
         part = arriving(suspect.program, key, suspect.sent)
         for by in (1, -1, 2, -2, 3, -3):
-            moved = np.zeros_like(part)
-            if by > 0:
-                moved[:, by:] = part[:, :-by]
-            else:
-                moved[:, :by] = part[:, -by:]
-            trace = replay(suspect.population, suspect.arrived - part + moved, suspect.bias)
+            trace = replay(
+                suspect.population, suspect.arrived - part + later(part, by), suspect.bias
+            )
             if suspect.explains(trace):
                 word = "late" if by > 0 else "early"
                 late = counted(range(abs(by)), "step")

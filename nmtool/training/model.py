@@ -19,7 +19,7 @@ from nmtool.config import Device, Engine, Noise, Surrogate
 from nmtool.errors import UnsupportedError
 from nmtool.network import Network, Projection, beyond_cuba, shapes
 from nmtool.operations import Chain, Scale, Shape, count_weighted, weighted
-from nmtool.quantization import STATE_SCALE
+from nmtool.quantization import STATE_SCALE, QuantizedProjection
 from nmtool.training.learned import Learned
 from nmtool.training.noise import Draw
 from nmtool.training.recipe import WEIGHTS_ONLY, Recipe, check_recipe, without_own_delays
@@ -159,7 +159,7 @@ def _check(network: Network) -> None:
         )
 
 
-def is_trained(projection: Projection) -> bool:
+def is_trained(projection: Projection | QuantizedProjection) -> bool:
     """Whether training changes the weights of a projection; see ``Synapses``."""
     has_weights = count_weighted(projection.operations) == 1
     return has_weights and not isinstance(weighted(projection.operations), Scale)
