@@ -95,6 +95,11 @@ class Layer:
         """Whether one matrix feeds it, and nothing else."""
         return not self.within and [w.kind for w in self.incoming] == ["dense"]
 
+    @property
+    def is_one_loop(self) -> bool:
+        """Whether one population feeds itself by one matrix."""
+        return len(self.slices) == 1 and [w.kind for w in self.within] == ["dense"]
+
     def block(self, wire: Wire, samples: int) -> int:
         """The length of a row of weights: narrow blocks if there are few samples to share."""
         if not self.is_dense:
@@ -529,11 +534,12 @@ def _run_layer(
     kept = (*chance, current, voltage, spikes)
     events, delay = _together(layer, run, samples, steps)
     if layer.is_dense:
-        weight = run.weight[layer.incoming[0].synapses.name].rows
+        rounded = run.weight[layer.incoming[0].synapses.name]
+        weight, room = rounded.rows, rounded.room
         large = in_parts(
             samples * len(weight),
             lambda first, last: kernels.forward_dense(
-                first, last, events.neuron, events.at_step, delay, weight, registers, *kept
+                first, last, events.neuron, events.at_step, delay, weight, room, registers, *kept
             ),
         )
     else:
@@ -541,7 +547,8 @@ def _run_layer(
         kind = np.result_type(weight, own)  # of one type, compiled once
         ways = (layer.rows.start, layer.rows.ways, weight.astype(kind, copy=False))
         own_ways = (layer.own_rows.start, layer.own_rows.ways, own.astype(kind, copy=False))
-        neurons = (layer.ahead, int(layer.is_whole), registers, layer.begins)
+        room = min((run.weight[w.synapses.name].room for w in layer.wires), default=1)
+        neurons = (room, layer.ahead, int(layer.is_whole), registers, layer.begins)
         large = in_parts(
             samples,
             lambda first, last: kernels.forward_rows(
@@ -686,6 +693,24 @@ def _through_loop(
     follow: Array | None,
 ) -> None:
     """``_arriving`` where spikes come back: the gradient of a spike is that of all it brought."""
+    if layer.is_one_loop:
+        (w,) = layer.within
+        matrix, every = weight[w.synapses.name].real, np.empty(0, dtype=np.float32)
+        in_parts(
+            len(gradient),
+            lambda first, last: kernels.backward_loop(
+                first,
+                last,
+                w.synapses.delay,
+                matrix,
+                every if follow is None else follow,
+                gradient,
+                voltage,
+                layer.shape,
+                layer.surrogate,
+            ),
+        )
+        return
     steps = gradient.shape[1]
     g_u, g_v = np.zeros((2, len(gradient), layer.n), dtype=np.float32)
     ways = [

@@ -122,10 +122,10 @@ def _listed(raster: Array) -> tuple[Array, Array]:
     start = np.zeros(samples * rows + 1, dtype=np.int64)
 
     def part(first: int, last: int) -> tuple[int, int, Array]:
-        inner = np.empty((last - first) * places // GUESS, dtype=np.int32)
+        inner = np.empty((last - first) * places // GUESS + places, dtype=np.int32)
         found = kernels.list_events(first, last, bits, inner, start)
-        if found > inner.size:
-            inner = np.empty(found, dtype=np.int32)
+        if found + places > inner.size:
+            inner = np.empty(found + places, dtype=np.int32)
             kernels.list_events(first, last, bits, inner, start)
         return first, last, inner[:found]
 

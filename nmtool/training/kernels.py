@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nmtool.training.spiking import EXPONENTIAL, NO_NOISE, derivatives, exponential, thresholds
@@ -32,6 +33,12 @@ WIDE = 4000
 LANES = 16
 """Numbers that are added at once; blocks of targets are padded to a multiple of them."""
 
+WIDE_LANES = 64
+"""Numbers whose sum over rows is held in registers."""
+
+TOGETHER, PANEL = 4, 32
+"""Samples and columns of a matrix that are multiplied at once: their sums are held in registers."""
+
 PERIOD = 960
 """Registers that are the same for all neurons stand there for so many, which stay in the cache.
 
@@ -44,14 +51,11 @@ COLUMNS = 64
 TILE = 32
 """Sources whose weights are turned at once."""
 
-PIECE = 32
-"""Places of a raster that are looked at together."""
-
 HUGE = 30
 """A state that needs more bits has left what the sums can hold."""
 
 
-def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any, count: int) -> Any:
+def _vector(context: Any, builder: Any, kind: Any, array: Any, at: Any, count: int) -> Any:
     """Where ``count`` numbers of an array begin, as a vector, in code that is being generated."""
     lanes = ir.VectorType(context.get_data_type(kind.dtype), count)
     data = context.make_array(kind)(context, builder, array).data
@@ -59,27 +63,32 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any, count: in
 
 
 @intrinsic
-def _nonzero(_typing: Any, row: Any, _at: Any) -> Any:
-    """Of the ``PIECE`` numbers row[at:at + PIECE], those that are not 0, as the bits of a word."""
+def _put_nonzero(_typing: Any, row: Any, _at: Any, out: Any, _place: Any) -> Any:
+    """Put the places of those of row[at:at + LANES] that are not 0 into out[place:]; how many."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = signature.args[0]
-        place = _place(context, builder, kind, arguments[0], arguments[1], PIECE)
-        piece = builder.load(place, align=kind.dtype.bitwidth // 8)
-        spiked = builder.icmp_signed("!=", piece, ir.Constant(piece.type, [0] * PIECE))
-        return builder.zext(builder.bitcast(spiked, ir.IntType(PIECE)), ir.IntType(64))
+        kind, own = signature.args[0], signature.args[2]
+        piece = _vector(context, builder, kind, arguments[0], arguments[1], LANES)
+        piece = builder.load(piece, align=kind.dtype.bitwidth // 8)
+        spiked = builder.icmp_signed("!=", piece, ir.Constant(piece.type, [0] * LANES))
+        number = ir.IntType(32)
+        lanes = ir.VectorType(number, LANES)
+        first = builder.trunc(arguments[1], number)
+        places = builder.insert_element(ir.Constant(lanes, [0] * LANES), first, number(0))
+        places = builder.shuffle_vector(places, places, ir.Constant(lanes, [0] * LANES))
+        places = builder.add(places, ir.Constant(lanes, list(range(LANES))))
+        out = context.make_array(own)(context, builder, arguments[2]).data
+        target = builder.gep(out, [arguments[3]])
+        store = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [lanes, target.type, spiked.type]),
+            f"llvm.masked.compressstore.v{LANES}i32",
+        )
+        builder.call(store, [places, target, spiked])
+        bits = builder.zext(builder.bitcast(spiked, ir.IntType(LANES)), ir.IntType(64))
+        return builder.ctpop(bits)
 
-    return types.uint64(row, types.int64), generate
-
-
-@intrinsic
-def _lowest(_typing: Any, _bits: Any) -> Any:
-    """The number of the lowest bit that is set."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.IntType(1)(0))
-
-    return types.int64(types.uint64), generate
+    return types.int64(row, types.int64, out, types.int64), generate
 
 
 @intrinsic
@@ -91,7 +100,7 @@ def _add_lanes(_typing: Any, out: Any, _at: Any, row: Any, _begin: Any) -> Any:
         for k in (0, 2):
             kind = signature.args[k]
             array, at = arguments[k : k + 2]
-            places.append(_place(context, builder, kind, array, at, LANES))
+            places.append(_vector(context, builder, kind, array, at, LANES))
             widths.append(kind.dtype.bitwidth // 8)
         total = builder.load(places[0], align=widths[0])
         added = builder.load(places[1], align=widths[1])
@@ -106,13 +115,117 @@ def _add_lanes(_typing: Any, out: Any, _at: Any, row: Any, _begin: Any) -> Any:
     return types.void(out, types.int64, row, types.int64), generate
 
 
+def _sum_of_rows(count: int) -> Any:
+    """What adds the sum of rows, ``count`` numbers of each, which stays in registers meanwhile."""
+
+    @intrinsic
+    def add(
+        _typing: Any,
+        out: Any,
+        _at: Any,
+        rows: Any,
+        _place: Any,
+        _width: Any,
+        index: Any,
+        _first: Any,
+        _last: Any,
+    ) -> Any:
+        """out[at:at + count] += rows[index[e] * width + place:][:count], e from first to last."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            to, at, row, place, width, of, first, last = arguments
+            kind, size = signature.args[2], signature.args[2].dtype.bitwidth // 8
+            lanes = ir.VectorType(context.get_data_type(kind.dtype), count)
+            total = cgutils.alloca_once_value(builder, ir.Constant(lanes, [0] * count))
+            numbers = context.make_array(signature.args[5])(context, builder, of).data
+            with cgutils.for_range_slice(builder, first, last, first.type(1)) as (e, _):
+                i = builder.sext(builder.load(builder.gep(numbers, [e])), place.type)
+                begin = builder.add(builder.mul(i, width), place)
+                added = builder.load(_vector(context, builder, kind, row, begin, count), align=size)
+                builder.store(builder.add(builder.load(total), added), total)
+            target = _vector(context, builder, signature.args[0], to, at, count)
+            found = builder.load(total)
+            if size < 4:
+                found = builder.sext(found, target.type.pointee)
+            builder.store(builder.add(builder.load(target, align=4), found), target, align=4)
+            return context.get_dummy_value()
+
+        whole = types.int64
+        return types.void(out, whole, rows, whole, whole, index, whole, whole), generate
+
+    return add
+
+
+_add_sum, _add_wide_sum = _sum_of_rows(LANES), _sum_of_rows(WIDE_LANES)
+
+
+def _product_of_rows(rows: int) -> Any:
+    """What adds to ``rows`` rows their product with a matrix, ``PANEL`` columns of it."""
+    count = PANEL
+
+    @intrinsic
+    def add(
+        _typing: Any,
+        array: Any,
+        _to: Any,
+        _came: Any,
+        _stride: Any,
+        matrix: Any,
+        _column: Any,
+        _n: Any,
+    ) -> Any:
+        """array[to + r stride:][:count] += sum over k of array[came + r stride + k] matrix[k, :].
+
+        The columns are those from ``column`` on; k runs to n, the products are not rounded.
+        """
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            values, to, came, stride, weights, column, n = arguments
+            kind, own = signature.args[0], signature.args[4]
+            lanes = ir.VectorType(ir.FloatType(), count)
+            begins = [builder.mul(stride, stride.type(r)) for r in range(rows)]
+            targets = [
+                _vector(context, builder, kind, values, builder.add(to, begin), count)
+                for begin in begins
+            ]
+            totals = [
+                cgutils.alloca_once_value(builder, builder.load(target, align=4))
+                for target in targets
+            ]
+            data = context.make_array(kind)(context, builder, values).data
+            fma = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(lanes, [lanes] * 3), f"llvm.fma.v{count}f32"
+            )
+            same = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
+            with cgutils.for_range(builder, n) as loop:
+                at = builder.add(builder.mul(loop.index, n), column)
+                row = builder.load(_vector(context, builder, own, weights, at, count), align=4)
+                for begin, total in zip(begins, totals, strict=True):
+                    k = builder.add(builder.add(came, begin), loop.index)
+                    one = builder.load(builder.gep(data, [k]), align=4)
+                    first = builder.insert_element(row, one, ir.IntType(32)(0))
+                    every = builder.shuffle_vector(first, first, same)
+                    builder.store(builder.call(fma, [every, row, builder.load(total)]), total)
+            for target, total in zip(targets, totals, strict=True):
+                builder.store(builder.load(total), target, align=4)
+            return context.get_dummy_value()
+
+        whole = types.int64
+        return types.void(array, whole, whole, whole, matrix, whole, whole), generate
+
+    return add
+
+
+_add_product, _add_products = _product_of_rows(1), _product_of_rows(TOGETHER)
+
+
 @intrinsic
 def _add_column(_typing: Any, out: Any, _at: Any, row: Any, _begin: Any) -> Any:
     """out[at:at + COLUMNS] += row[begin:begin + COLUMNS], of float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         total, added = (
-            _place(context, builder, signature.args[k], arguments[k], arguments[k + 1], COLUMNS)
+            _vector(context, builder, signature.args[k], arguments[k], arguments[k + 1], COLUMNS)
             for k in (0, 2)
         )
         found = builder.fadd(builder.load(total, align=4), builder.load(added, align=4))
@@ -130,7 +243,7 @@ def _add_four_columns(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def place(k: int, at: Any) -> Any:
-            return _place(context, builder, signature.args[k], arguments[k], at, COLUMNS)
+            return _vector(context, builder, signature.args[k], arguments[k], at, COLUMNS)
 
         total = place(0, arguments[1])
         a, b, c, d = (builder.load(place(2, at), align=4) for at in arguments[3:])
@@ -140,6 +253,20 @@ def _add_four_columns(
 
     at = types.int64
     return types.void(out, at, row, at, at, at, at), generate
+
+
+@njit(forceinline=True, **_FAST)
+def _integers(n: int) -> Any:
+    """Zeros that begin with a line of the cache."""
+    found = np.zeros(n + LANES, dtype=np.int32)
+    first = -found.ctypes.data // 4 % LANES
+    return found[first : first + n]
+
+
+@njit(forceinline=True, **_FAST)
+def _floats(n: int) -> Any:
+    """``_integers``, of float32."""
+    return _integers(n).view(np.float32)
 
 
 @njit(forceinline=True, **_FAST)
@@ -164,22 +291,33 @@ def _add_ways(
 
 @njit(forceinline=True, **_FAST)
 def _add_rows(
-    out: Any, at: int, n: int, weight: Any, ways: Any, source: Any, first: int, last: int
+    out: Any,
+    at: int,
+    n: int,
+    weight: Any,
+    width: int,
+    room: int,
+    source: Any,
+    first: int,
+    last: int,
 ) -> None:
-    """Add the rows of the sources source[first:last], of one way each, to out[at:at + n]."""
-    to = np.uint64(at)
-    whole = last - (last - first) % 4
-    for e in range(first, whole, 4):
-        r0, r1 = np.uint64(ways[source[e], 0]), np.uint64(ways[source[e + 1], 0])
-        r2, r3 = np.uint64(ways[source[e + 2], 0]), np.uint64(ways[source[e + 3], 0])
-        for j in range(np.uint64(n)):
-            two = np.int32(weight[r0 + j]) + np.int32(weight[r1 + j])
-            four = two + np.int32(weight[r2 + j]) + np.int32(weight[r3 + j])
-            out[to + j] += np.int32(four)
-    for e in range(whole, last):
-        r0 = np.uint64(ways[source[e], 0])
-        for j in range(np.uint64(n)):
-            out[to + j] += np.int32(weight[r0 + j])
+    """Add the rows of the sources source[first:last] to out[at:at + n].
+
+    Row i begins at ``weight[i * width]``; the sum of ``room`` rows fits the type of the weights.
+    """
+    wide, even = n - n % WIDE_LANES, n - n % LANES
+    while first < last:
+        end = min(first + room, last)
+        for k in range(0, wide, WIDE_LANES):
+            _add_wide_sum(out, at + k, weight, k, width, source, first, end)
+        for k in range(wide, even, LANES):
+            _add_sum(out, at + k, weight, k, width, source, first, end)
+        if even < n:
+            for e in range(first, end):
+                row = np.int64(source[e]) * width
+                for k in range(even, n):
+                    out[at + k] += weight[row + k]
+        first = end
 
 
 @njit(forceinline=True, **_FAST)
@@ -215,14 +353,14 @@ def round_weights(
     first: int,
     last: int,
     weight: Any,
-    scale: float,
-    low: float,
-    high: float,
-    back: float,
-    unit: float,
+    scale: Any,
+    low: Any,
+    high: Any,
+    back: Any,
+    unit: Any,
     real: Any,
     blocks: Any,
-) -> float:
+) -> int:
     """Round the blocks ``first`` to ``last`` of weights (target, source); returns the largest size.
 
     ``real`` comes to hold ``back`` times the rounded number, ``blocks`` (blocks, sources, targets
@@ -230,18 +368,23 @@ def round_weights(
     """
     n, sources = weight.shape
     width = blocks.shape[2]
-    largest = 0.0
+    whole = np.empty(TILE, dtype=np.int32)
+    largest = np.int32(0)
     for block in range(first, last):
         begin, end = block * width, min(n, (block + 1) * width)
         out = blocks[block]
         for tile in range(0, sources, TILE):
+            size = min(TILE, sources - tile)
             for j in range(begin, end):
-                for i in range(tile, min(tile + TILE, sources)):
-                    grid = min(max(np.rint(np.float64(weight[j, i]) * scale), low), high)
-                    real[j, i] = grid * back
-                    out[i, j - begin] = np.int32(grid * unit)
-                    largest = max(largest, abs(grid))
-    return largest * unit
+                exact, rounded = weight[j, tile : tile + size], real[j, tile : tile + size]
+                for i in range(size):
+                    grid = min(max(np.rint(exact[i] * scale), low), high)
+                    rounded[i] = grid * back
+                    whole[i] = np.int32(grid * unit)
+                    largest = max(largest, abs(whole[i]))
+                for i in range(size):
+                    out[tile + i, j - begin] = whole[i]
+    return int(largest)
 
 
 @njit(**_FAST)
@@ -249,26 +392,28 @@ def list_events(first: int, last: int, raster: Any, inner: Any, start: Any) -> i
     """Places of all that is not 0 in the rows ``first`` to ``last`` of a raster, as bits.
 
     ``start[row]`` comes to say where the places of a row begin in ``inner``. Returns how many
-    there are: if ``inner`` has no room for them, it is to be called again.
+    there are: if ``inner`` has no room for them and one more row, it is to be called again.
     """
     found = 0
-    places, room = raster.shape[1], inner.size
     for r in range(first, last):
         start[r] = found
-        row = raster[r]
-        whole = places - places % PIECE
-        for piece in range(0, whole, PIECE):
-            bits = _nonzero(row, piece)
-            while bits != 0:
-                if found < room:
-                    inner[found] = piece + _lowest(bits)
-                found += 1
-                bits &= bits - np.uint64(1)
-        for k in range(whole, places):
-            if row[k] != 0:
-                if found < room:
-                    inner[found] = k
-                found += 1
+        if found + raster.shape[1] <= inner.size:
+            found = _put_places(raster[r], inner, found)
+        else:
+            found += int(np.count_nonzero(raster[r]))
+    return found
+
+
+@njit(forceinline=True, **_FAST)
+def _put_places(row: Any, out: Any, found: int) -> int:
+    """Put the places of all that is not 0 in a row into out[found:]; returns where they end."""
+    whole = row.size - row.size % LANES
+    for k in range(0, whole, LANES):
+        found += _put_nonzero(row, k, out, found)
+    for k in range(whole, row.size):
+        if row[k] != 0:
+            out[found] = k
+            found += 1
     return found
 
 
@@ -365,6 +510,7 @@ def forward_dense(
     start: Any,
     delay: int,
     weight: Any,
+    room: int,
     neuron: Any,
     escape: Any,
     keys: Any,
@@ -378,17 +524,15 @@ def forward_dense(
     The part is ``first`` to ``last`` of all samples of the first block of targets, then of the
     second, and so on. ``index[start[b, t]:start[b, t + 1]]`` are the sources that spike at step t,
     which arrive ``delay`` steps later. ``weight`` holds blocks of targets, shape (blocks, sources,
-    targets of the block), in units of 1/64. ``neuron`` holds keep_u, keep_v, threshold and
-    bias of every neuron, or of ``PERIOD`` neurons if all are the same. ``current`` may have no
-    steps: then it is not kept. With an ``escape`` function neurons spike by chance, by ``keys``
-    (populations, samples). ``levels``, if it has steps, has the thresholds of every step.
+    targets of the block), in units of 1/64, ``room`` rows of which can be added up in their type.
+    ``neuron`` holds keep_u, keep_v, threshold and bias of every neuron, or of ``PERIOD`` neurons if
+    all are the same. ``current`` may have no steps: then it is not kept. With an ``escape``
+    function neurons spike by chance, by ``keys`` (populations, samples). ``levels``, if it has
+    steps, has the thresholds of every step.
     """
     samples, steps, neurons = voltage.shape
     width = weight.shape[2]
-    u = np.zeros(width, dtype=np.int32)
-    v = np.zeros(width, dtype=np.int32)
-    arrived = np.zeros(width, dtype=np.int32)
-    limit = np.empty(width, dtype=np.int32)
+    u, v, arrived, limit = _integers(width), _integers(width), _integers(width), _integers(width)
     large = np.int32(0)
     keep_current, given = current.shape[1] > 0, levels.shape[1] > 0
     for item in range(first, last):
@@ -398,7 +542,7 @@ def forward_dense(
         at = begin if neuron.shape[1] == neurons else 0
         keep_u, keep_v = neuron[0, at : at + n], neuron[1, at : at + n]
         threshold, bias = neuron[2, at : at + n], neuron[3, at : at + n]
-        rows = weight[block]
+        rows = weight[block].reshape(-1)
         limit[:n] = threshold
         u[:] = 0
         v[:] = 0
@@ -406,18 +550,7 @@ def forward_dense(
             arrived[:] = 0
             if t >= delay:
                 e, end = start[b, t - delay], start[b, t - delay + 1]
-                while e + 4 <= end:
-                    r0, r1 = rows[index[e]], rows[index[e + 1]]
-                    r2, r3 = rows[index[e + 2]], rows[index[e + 3]]
-                    for j in range(width):
-                        four = np.int32(r0[j]) + np.int32(r1[j]) + np.int32(r2[j]) + np.int32(r3[j])
-                        arrived[j] += np.int32(four)
-                    e += 4
-                while e < end:
-                    row = rows[index[e]]
-                    for j in range(width):
-                        arrived[j] += np.int32(row[j])
-                    e += 1
+                _add_rows(arrived, 0, width, rows, width, room, index, e, end)
             out = voltage[b, t, begin : begin + n]
             fired = spikes[b, t, begin : begin + n]
             if escape.kind != NO_NOISE:
@@ -443,6 +576,7 @@ def forward_rows(
     from_neuron: Any,
     own_ways: Any,
     own_weight: Any,
+    room: int,
     ahead: int,
     whole: int,
     neuron: Any,
@@ -463,9 +597,7 @@ def forward_rows(
     ``begins[k + 1]``. The rest as in ``forward_dense``.
     """
     _, steps, n = voltage.shape
-    u = np.zeros(n, dtype=np.int32)
-    v = np.zeros(n, dtype=np.int32)
-    coming = np.zeros(ahead * n, dtype=np.int32)
+    u, v, coming = _integers(n), _integers(n), _integers(ahead * n)
     large = np.int32(0)
     keep_current, given = current.shape[1] > 0, levels.shape[1] > 0
     loops = own_ways.shape[0] > 0
@@ -482,7 +614,7 @@ def forward_rows(
             arrived = coming[now : now + n]
             if t >= delay and whole:
                 e, end = start[b, t - delay], start[b, t - delay + 1]
-                _add_rows(coming, now, n, weight, ways, index, e, end)
+                _add_rows(coming, now, n, weight, n, room, index, e, end)
             elif t >= delay:
                 for e in range(start[b, t - delay], start[b, t - delay + 1]):
                     i = index[e]
@@ -509,32 +641,15 @@ def forward_rows(
             arrived[:] = 0
             if keep_current:
                 current[b, t] = u
+            spiked = _put_places(fired, who, 0) if loops else 0
             if loops and whole:
                 late = (t + ahead - 1) % ahead * n
-                _add_rows(coming, late, n, own_weight, own_ways, who, 0, _listed(fired, who))
+                _add_rows(coming, late, n, own_weight, n, room, who, 0, spiked)
             elif loops:
-                for k in range(_listed(fired, who)):
+                for k in range(spiked):
                     i, to = from_neuron[who[k]], from_neuron[who[k] + 1]
                     _add_ways(coming, t, ahead, n, own_weight, own_ways, i, to)
     return int(large >> HUGE)
-
-
-@njit(**_FAST)
-def _listed(row: Any, out: Any) -> int:
-    """Put the places of all that is not 0 in a row into ``out``; returns how many there are."""
-    found = 0
-    whole = row.size - row.size % PIECE
-    for piece in range(0, whole, PIECE):
-        bits = _nonzero(row, piece)
-        while bits != 0:
-            out[found] = piece + _lowest(bits)
-            found += 1
-            bits &= bits - np.uint64(1)
-    for k in range(whole, row.size):
-        if row[k] != 0:
-            out[found] = k
-            found += 1
-    return found
 
 
 @njit(**_FAST)
@@ -563,9 +678,7 @@ def backward(
     samples, steps, neurons = voltage.shape
     own = np.empty((neuron.shape[0], width), dtype=np.float32)
     center, slope, peak, keep_u, keep_v = own[0], own[1], own[2], own[3], own[4]
-    g_u = np.zeros(width, dtype=np.float32)
-    g_v = np.zeros(width, dtype=np.float32)
-    rho = np.empty(width, dtype=np.float32)
+    g_u, g_v, rho = _floats(width), _floats(width), _floats(width)
     before = -1
     for item in range(first, last):
         b, begin = item % samples, item // samples * width
@@ -580,17 +693,30 @@ def backward(
         for t in range(steps - 1, -1, -1):
             g, state = gradient[b, t, begin:end], voltage[b, t, begin:end]
             if shape == EXPONENTIAL:
-                _exponentials(state, center, slope, peak, rho)
+                _recur_exponential(g, state, center, slope, peak, keep_u, keep_v, g_u, g_v)
             else:
                 derivatives(shape, state, center, slope, peak, rho)
-            _recur(g, rho, keep_u, keep_v, g_u, g_v)
+                _recur(g, rho, keep_u, keep_v, g_u, g_v)
 
 
-@njit(forceinline=True, **_FAST)
-def _exponentials(voltage: Any, center: Any, slope: Any, peak: Any, rho: Any) -> None:
-    """``derivatives`` of SLAYER's surrogate."""
-    for j in range(voltage.size):
-        rho[j] = exponential(voltage[j], center[j], slope[j], peak[j])
+@njit(forceinline=True, fastmath={"contract"}, **_FAST)
+def _recur_exponential(
+    g: Any,
+    voltage: Any,
+    center: Any,
+    slope: Any,
+    peak: Any,
+    keep_u: Any,
+    keep_v: Any,
+    g_u: Any,
+    g_v: Any,
+) -> None:
+    """``_recur`` with SLAYER's surrogate, which goes into no memory in between."""
+    for j in range(g.size):
+        rho = exponential(voltage[j], center[j], slope[j], peak[j])
+        g_v[j] = rho * g[j] + keep_v[j] * g_v[j]
+        g_u[j] = g_v[j] + keep_u[j] * g_u[j]
+        g[j] = g_u[j]
 
 
 @njit(forceinline=True, fastmath={"contract"}, **_FAST)
@@ -610,11 +736,76 @@ def backward_step(
     center, slope, peak, keep_u, keep_v = neuron[0], neuron[1], neuron[2], neuron[3], neuron[4]
     rho = np.empty(gradient.shape[2], dtype=np.float32)
     for b in range(gradient.shape[0]):
+        g, state = gradient[b, t], voltage[b, t]
         if shape == EXPONENTIAL:
-            _exponentials(voltage[b, t], center, slope, peak, rho)
+            _recur_exponential(g, state, center, slope, peak, keep_u, keep_v, g_u[b], g_v[b])
         else:
-            derivatives(shape, voltage[b, t], center, slope, peak, rho)
-        _recur(gradient[b, t], rho, keep_u, keep_v, g_u[b], g_v[b])
+            derivatives(shape, state, center, slope, peak, rho)
+            _recur(g, rho, keep_u, keep_v, g_u[b], g_v[b])
+
+
+@njit(fastmath={"contract"}, **_FAST)
+def backward_loop(
+    first: int,
+    last: int,
+    delay: int,
+    matrix: Any,
+    follow: Any,
+    gradient: Any,
+    voltage: Any,
+    shape: int,
+    neuron: Any,
+) -> None:
+    r"""``backward`` of samples ``first`` to ``last`` of neurons whose spikes come back.
+
+    With the weights W (target, source) of what comes back ``delay`` steps later,
+    :math:`g_s[t] \mathrel{+}= g_x[t + d]\, W`. Neurons where ``follow`` is 0 do not follow their
+    inputs; it may be empty.
+    """
+    _, steps, n = voltage.shape
+    center, slope, peak, keep_u, keep_v = neuron[0], neuron[1], neuron[2], neuron[3], neuron[4]
+    g_u = _floats(TOGETHER * n).reshape(TOGETHER, n)
+    g_v = _floats(TOGETHER * n).reshape(TOGETHER, n)
+    rho = _floats(n)
+    for b in range(first, last, TOGETHER):
+        count = min(TOGETHER, last - b)
+        g_u[:] = 0
+        g_v[:] = 0
+        for t in range(steps - 1, -1, -1):
+            if t + delay < steps:
+                _send_product(gradient, b, count, t, t + delay, matrix)
+            for k in range(count):
+                g, state = gradient[b + k, t], voltage[b + k, t]
+                for j in range(follow.size):
+                    g[j] *= follow[j]
+                if shape == EXPONENTIAL:
+                    _recur_exponential(
+                        g, state, center, slope, peak, keep_u, keep_v, g_u[k], g_v[k]
+                    )
+                else:
+                    derivatives(shape, state, center, slope, peak, rho)
+                    _recur(g, rho, keep_u, keep_v, g_u[k], g_v[k])
+
+
+@njit(forceinline=True, **_FAST)
+def _send_product(gradient: Any, b: int, count: int, sent: int, came: int, matrix: Any) -> None:
+    """gradient[b + k, sent] += gradient[b + k, came] @ matrix, for k from 0 to count."""
+    _, steps, n = gradient.shape
+    values, weights, stride = gradient.reshape(-1), matrix.reshape(-1), steps * n
+    whole = n - n % PANEL
+    to, of = b * stride + sent * n, b * stride + came * n
+    for j in range(0, whole, PANEL):
+        if count == TOGETHER:
+            _add_products(values, to + j, of, stride, weights, j, n)
+        else:
+            for k in range(count):
+                _add_product(values, to + k * stride + j, of + k * stride, 0, weights, j, n)
+    for k in range(count):
+        for j in range(whole, n):
+            total = gradient[b + k, sent, j]
+            for i in range(n):
+                total += gradient[b + k, came, i] * matrix[i, j]
+            gradient[b + k, sent, j] = total
 
 
 @njit(**_FAST)
@@ -694,8 +885,7 @@ def weight_gradient(
     samples, steps, n = arriving.shape
     sources = gradient.shape[1]
     shares = -(-sources // share)
-    came = np.zeros(steps * COLUMNS, dtype=np.float32)
-    total = np.empty(share * COLUMNS, dtype=np.float32)
+    came, total = _floats(steps * COLUMNS), _floats(share * COLUMNS)
     for part in range(first, last):
         low, target = part % shares * share, part // shares * COLUMNS
         high, width = min(low + share, sources), min(COLUMNS, n - target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,9 +69,11 @@ def reproducible(device: Device = "cpu") -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
     torch.set_flush_denormal(True)
+    gc.freeze()  # what is there already need not be looked through at every collection
     try:
         yield
     finally:
+        gc.unfreeze()
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
         torch.set_flush_denormal(False)

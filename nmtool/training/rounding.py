@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,11 @@ class Rounded:
     rows: Array
     largest: int
 
+    @property
+    def room(self) -> int:
+        """How many rows can be added up in the type of ``rows``."""
+        return int(np.iinfo(self.rows.dtype).max) // max(self.largest, 1)
+
     @cached_property
     def real_rows(self) -> Array:
         """``rows`` in real units, float32, one after the other."""
@@ -56,47 +61,56 @@ def closest_format(projection: str, weight: Array, bits: int, chip: ChipSpec) ->
     both = np.isfinite([low, high]).all() and low < 0 < high
     if not (both and bits > 1 and bits in chip.weight_bits):
         return choose_format(projection, weight, bits, chip)
-    formats = _formats(bits, tuple(exact_exponents(bits, "mixed", chip)))
-    fits = [k for k, f in enumerate(formats) if _clipped(f, low, high) <= _unit(f) / 2]
+    grids = _grids(bits, tuple(exact_exponents(bits, "mixed", chip)))
+    fits = [k for k, grid in enumerate(grids) if grid.clipped(low, high) <= grid.unit / 2]
     errors = dict[int, float]()
-    for k in range(min(len(formats) - 1, fits[0] + 1 if fits else len(formats)), -1, -1):
-        if errors and _clipped(formats[k], low, high) ** 2 > min(errors.values()) * (1 + CLOSE):
+    for k in range(min(len(grids) - 1, fits[0] + 1 if fits else len(grids)), -1, -1):
+        if errors and grids[k].clipped(low, high) ** 2 > min(errors.values()) * (1 + CLOSE):
             break
-        errors[k] = _squared_error(weight, formats[k])
+        errors[k] = _squared_error(weight, grids[k])
     best = min(errors, key=lambda k: errors[k])
     near = sum(error <= errors[best] * (1 + CLOSE) for error in errors.values())
-    return formats[best] if near == 1 else choose_format(projection, weight, bits, chip)
+    return grids[best].format if near == 1 else choose_format(projection, weight, bits, chip)
+
+
+class Grid(NamedTuple):
+    """The weights of a format: the whole numbers from ``low`` to ``high`` times ``unit``."""
+
+    format: SynapseFormat
+    low: float
+    high: float
+    unit: float
+
+    @property
+    def numbers(self) -> tuple[float, float, float, float]:
+        """Scale, lowest and highest number, and unit, as the kernels take them."""
+        return 1 / self.unit, self.low, self.high, self.unit
+
+    def clipped(self, low: float, high: float) -> float:
+        """By how much the smallest or largest weight lies outside."""
+        return max(0.0, high - self.high * self.unit, self.low * self.unit - low)
 
 
 @cache
-def _formats(bits: int, exponents: tuple[int, ...]) -> tuple[SynapseFormat, ...]:
-    return tuple(SynapseFormat(bits, e, "mixed") for e in exponents)
+def _grids(bits: int, exponents: tuple[int, ...]) -> tuple[Grid, ...]:
+    return tuple(_grid(SynapseFormat(bits, e, "mixed")) for e in exponents)
 
 
-def _squared_error(weight: Array, format: SynapseFormat) -> float:
+@cache
+def _grid(format: SynapseFormat) -> Grid:
+    step = format.step
+    unit = step * 2.0**format.exponent / WEIGHT_SCALE
+    return Grid(format, float(format.minimum // step), float(format.maximum // step), unit)
+
+
+def _squared_error(weight: Array, grid: Grid) -> float:
     """Of all weights, rounded to a format."""
-    grid, rows = _grid(format), max(1, TOGETHER // weight[0].size)
+    rows = max(1, TOGETHER // weight[0].size)
+    numbers = grid.numbers
     parts = in_parts(
-        len(weight), lambda first, last: kernels.squared_error(weight[first:last], *grid), rows
+        len(weight), lambda first, last: kernels.squared_error(weight[first:last], *numbers), rows
     )
     return float(sum(parts))
-
-
-def _unit(format: SynapseFormat) -> float:
-    """The distance between neighbouring weights, in real units."""
-    return format.step * 2.0**format.exponent / WEIGHT_SCALE
-
-
-def _clipped(format: SynapseFormat, low: float, high: float) -> float:
-    """By how much the smallest or largest weight lies outside of a format."""
-    unit = _unit(format) / format.step
-    return max(0.0, high - format.maximum * unit, format.minimum * unit - low)
-
-
-def _grid(format: SynapseFormat) -> tuple[float, float, float, float]:
-    """Scale, lowest and highest number, and unit of a format's grid."""
-    ends = (format.minimum // format.step, format.maximum // format.step)
-    return 1 / _unit(format), float(ends[0]), float(ends[1]), _unit(format)
 
 
 def round_to(weight: Array, format: SynapseFormat, width: int) -> Rounded:
@@ -109,12 +123,11 @@ def round_to(weight: Array, format: SynapseFormat, width: int) -> Rounded:
     unit = format.step * 2.0**format.exponent
     ends = (format.minimum * 2.0**format.exponent, format.maximum * 2.0**format.exponent)
     narrow = ends[0] >= np.iinfo(np.int16).min and ends[1] <= np.iinfo(np.int16).max
-    rows = np.zeros((count, sources, width), np.int16 if narrow else np.int32)
+    rows = aligned((count, sources, width), np.int16 if narrow else np.int32)
+    rows[:] = 0
     real = aligned((n, sources), np.float32)
+    grid = [weight.dtype.type(number) for number in (*_grid(format).numbers, unit)]
     largest = in_parts(
-        count,
-        lambda first, last: kernels.round_weights(
-            first, last, weight, *_grid(format), unit, real, rows
-        ),
+        count, lambda first, last: kernels.round_weights(first, last, weight, *grid, real, rows)
     )
     return Rounded(real, rows, int(max(largest, default=0)))

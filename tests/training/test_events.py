@@ -446,6 +446,7 @@ def test_results_do_not_depend_on_threads(monkeypatch, workers, make, lines):
     usual = run()
     with ThreadPoolExecutor(workers) as pool:
         monkeypatch.setattr(parts, "_pool", lambda: pool)
+        monkeypatch.setattr(parts, "_others", lambda: workers)
         for found, expected in zip(run(), usual, strict=True):
             np.testing.assert_array_equal(found, expected)
 
