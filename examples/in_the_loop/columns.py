@@ -83,7 +83,7 @@ class Row:
     weight_bits: int
     column: str
     mean: float
-    std: float
+    std: float | None
     seeds: list[float]
     held_out: bool
 
@@ -93,6 +93,11 @@ class Row:
         found = Column.of(values)
         held_out = family in SEVERITIES.held_out
         return cls(family, weight_bits, column, found.mean, found.std, found.seeds, held_out)
+
+    @property
+    def told(self) -> str:
+        """Mean and deviation in percent; one seed has no deviation."""
+        return f"{self.mean:.1%}" + ("" if self.std is None else f" +- {self.std:.1%}")
 
 
 def target(family: Family, seed: int) -> HardwareConfig:
@@ -294,7 +299,7 @@ def means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 def table(rows: Sequence[Row]) -> str:
     """A line for every family, a column for every column: mean and deviation in percent."""
     names = list(dict.fromkeys(row.column for row in rows))
-    cells = {(row.family, row.column): f"{row.mean:.1%} +- {row.std:.1%}" for row in rows}
+    cells = {(row.family, row.column): row.told for row in rows}
     families = {row.family: row for row in rows}
     lines = [f"{'family':22}{'bits':>5}" + "".join(f"{name:>18}" for name in names)]
     for name, row in families.items():
@@ -321,7 +326,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         axis.errorbar(
             [row.mean for row in mine],
             [place[row.family] + offset for row in mine],
-            xerr=[row.std for row in mine],
+            xerr=[row.std or 0.0 for row in mine],
             fmt=markers[column],
             color="black" if column == "fault_free" else None,
             markersize=5,

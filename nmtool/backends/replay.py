@@ -91,8 +91,8 @@ class Log(Protocol):
         """A round has ended."""
         ...
 
-    def skip(self, leg: str) -> None:
-        """A leg was finished before, and is not run again."""
+    def skip(self, leg: str, runs: int) -> None:
+        """A leg was finished before, in so many runs, and is not run again."""
         ...
 
 
@@ -109,7 +109,7 @@ class NoLog:
     def mark(self, round: int, fingerprint: str) -> None:
         """Nothing."""
 
-    def skip(self, leg: str) -> None:
+    def skip(self, leg: str, runs: int) -> None:
         """Nothing."""
 
 
@@ -165,12 +165,25 @@ def find_leg(name: str, events: Sequence[Event], leg: str, round: int | None) ->
         event = events[at]
         if isinstance(event, Marked) and event.round == round:
             return Place(begin, at + 1, event.fingerprint)
-    raise ArtifactError(f"{name}: {leg}: found no end of round {round}; it cannot be gone on from")
+    raise ArtifactError(
+        f"{name}: {leg}: found no end of round {round}, which it is to go on from: part of it went "
+        "without --record; give no --record, or --force to start afresh"
+    )
 
 
 def legs_of(events: Sequence[Event]) -> list[str]:
     """The legs of a log, in order."""
     return [event.leg for event in events if isinstance(event, Opened)]
+
+
+def runs_of(events: Sequence[Event], leg: str) -> int:
+    """How many runs of a leg are kept."""
+    count, inside = 0, False
+    for event in events:
+        if isinstance(event, Opened):
+            inside = event.leg == leg
+        count += inside and isinstance(event, Ran)
+    return count
 
 
 def digest_of(mantissa: IntArray) -> str:
@@ -225,16 +238,22 @@ class Recorder:
         """Keep the end of a round."""
         self._journal.append(Marked(round, fingerprint))
 
-    def skip(self, leg: str) -> None:
-        """Check that a leg that does not run again was kept when it did.
+    def skip(self, leg: str, runs: int) -> None:
+        """Check that a leg that does not run again was kept whole when it did.
 
         Raises:
-            ArtifactError: it was not.
+            ArtifactError: it was not, or in part.
         """
-        if leg not in legs_of(self._journal.events):
+        name, events = self._journal.name, self._journal.events
+        if leg not in legs_of(events):
             raise ArtifactError(
-                f"{self._journal.name}: found no {leg}, which is finished already, allowed a log "
+                f"{name}: found no {leg}, which is finished already, allowed a log "
                 "from its beginning; give no --record, or --force to start afresh"
+            )
+        if (kept := runs_of(events, leg)) != runs:
+            raise ArtifactError(
+                f"{name}: {leg}: found {kept} runs, allowed all {runs} of a leg that is finished: "
+                "it went on without --record; give no --record, or --force to start afresh"
             )
 
 
@@ -341,7 +360,7 @@ class Player:
             f"round {marked.round} ended with the program", marked.fingerprint, fingerprint
         )
 
-    def skip(self, leg: str) -> None:
+    def skip(self, leg: str, runs: int) -> None:
         """Nothing: each leg is looked for by its name."""
 
     def open(self, program: Program) -> ReplaySession:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ from nmtool import formats
 from nmtool.backends import check_runnable
 from nmtool.backends.replay import Log, NoLog, Recorder, ReplayTarget
 from nmtool.chip import REPLAY, HardwareConfig, load_chip
-from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb
+from nmtool.cli.common import FILE, Options, emit, note, progress, resumable, table, verb, warn
 from nmtool.cli.runs import Run
-from nmtool.cli.stream import adapt, check_stream, drift_override
+from nmtool.cli.stream import adapt, drift_override, learner_of
 from nmtool.compiler import Program, Site, compile_program
+from nmtool.compiler.cautions import cautions
 from nmtool.config import Experiment
 from nmtool.errors import ConfigError, UsageError
 from nmtool.formats.container import refuse_overwrite, write_json
@@ -30,9 +32,11 @@ from nmtool.training import require_torch
 from nmtool.yamlio import parse_duration
 
 if TYPE_CHECKING:
-    from nmtool.learning.study import StudyResult
+    from nmtool.learning.board import Spent
+    from nmtool.learning.study import Study, StudyResult
 
 MEANING = {
+    "examination": "what is wrong with the target",
     "fault_free": "healthy simulator, no training",
     "transfer": "target, no training",
     "simulation": "trained on the healthy simulator",
@@ -101,24 +105,35 @@ def command(
     network: Network = formats.load_as(folder.network, Network)
     start = _program(program, network, folder, hardware)
     check_runnable(start, hardware)
-    if target.exists() and any(target.iterdir()) and not (options.force or resume):
-        raise UsageError(f"{target}: exists already; use --resume to continue it, or --force")
+    _check_folder(target, options.force or resume, stream)
     if stream:
         _check_alone(rounds, record, hardware)
-        check_stream(experiment, hardware)
-    if record and not resume:
-        refuse_overwrite(Path(record), options.force)
-        refuse_overwrite(part_of(Path(record)), options.force)
+        learner = learner_of(experiment, start, hardware)
+    else:
+        _check_record(record, hardware, resume, options)
+        study = _prepared(experiment, start, network, hardware, target)
+        _check_study(study, begun=resume and any(target.glob("*/state.h5")))
     if options.dry_run:
         emit(options, "finetune", {"dry_run": True}, f"{run} can be fine-tuned on {hardware.name}")
         return
-    if not resume:
-        _forget(target)
     if stream:
-        adapt(experiment, start, hardware, target, options)
+        adapt(experiment, start, hardware, target, learner, options)
         return
     with _log(hardware, record, resume, options) as log:
-        _study(experiment, start, network, hardware, target, log, options)
+        _run(study, log, resume, options)
+
+
+def _check_folder(folder: Path, used: bool, stream: bool) -> None:
+    """Refuse what is no folder, and one that holds something unless that may be ``used``."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: found a file or device, allowed the name of a folder")
+    if folder.exists() and any(folder.iterdir()) and not used:
+        go_on = (
+            f"start from its weights with --program {folder}/program.h5 and another -o"
+            if stream
+            else "use --resume to continue it"
+        )
+        raise UsageError(f"{folder}: exists already; {go_on}, or --force to replace it")
 
 
 def _check_alone(rounds: int | None, record: str | None, hardware: HardwareConfig) -> None:
@@ -151,21 +166,32 @@ def _folder_name(hw: str, hardware: HardwareConfig) -> str:
     return f"replay-{Path(hw).stem}" if isinstance(hardware, ReplayTarget) else hardware.name
 
 
+def _check_record(
+    record: str | None, hardware: HardwareConfig, resume: bool, options: Options
+) -> None:
+    """Refuse a log that cannot be kept."""
+    if record is None:
+        return
+    if isinstance(hardware, ReplayTarget):
+        raise UsageError(f"--record {record}: found with a log as the target, allowed a target")
+    if resume and Path(record).exists():
+        raise UsageError(f"{record}: is whole already; give no --record")
+    if not resume:
+        refuse_overwrite(Path(record), options.force)
+        refuse_overwrite(part_of(Path(record)), options.force)
+
+
 @contextmanager
 def _log(
     hardware: HardwareConfig, record: str | None, resume: bool, options: Options
 ) -> Iterator[Log]:
     """What keeps the answers of the target, or follows a log; whole only at a good end."""
     if isinstance(hardware, ReplayTarget):
-        if record:
-            raise UsageError(f"--record {record}: found with a log as the target, allowed a target")
         yield hardware.player
         return
     if record is None:
         yield NoLog()
         return
-    if resume and Path(record).exists():
-        raise UsageError(f"{record}: is whole already; give no --record")
     if not resume:
         Path(record).unlink(missing_ok=True)
     file = LogFile(Path(record), about(hardware), resume)
@@ -195,7 +221,10 @@ def _program(path: str | None, network: Network, folder: Run, hardware: Hardware
         chip = load_chip(hardware.chip)
         facts = provenance(network_sha256=sha256(folder.network), target=hardware.name)
         site = Site.of(hardware, network.populations)
-        return compile_program(network, chip, hardware.weight_bits, provenance=facts, site=site)
+        made = compile_program(network, chip, hardware.weight_bits, provenance=facts, site=site)
+        for line in cautions(made):
+            warn(line)
+        return made
     program: Program = formats.load_as(path, Program)
     if set(program.network.projections) != set(network.projections):
         raise ConfigError(
@@ -205,32 +234,18 @@ def _program(path: str | None, network: Network, folder: Run, hardware: Hardware
     return program
 
 
-def _forget(folder: Path) -> None:
-    """Remove the checkpoints of an earlier study (``--force``)."""
-    for path in [
-        *folder.glob("*/state.h5"),
-        *folder.glob("*/program.h5"),
-        *folder.glob("*/leg.json"),
-        *folder.glob("result.json"),
-    ]:
-        path.unlink()
-
-
-def _study(
+def _prepared(
     experiment: Experiment,
     program: Program,
     network: Network,
     hardware: HardwareConfig,
     folder: Path,
-    log: Log,
-    options: Options,
-) -> None:
+) -> Study:
+    """The study; nothing has run."""
     require_torch()
     from nmtool.learning.study import Study
     from nmtool.training.model import is_trained
 
-    if hardware.faults:
-        note(options, f"{hardware.name} is a {hardware.faults.label}")
     plain = hardware.plain() if isinstance(hardware, ReplayTarget) else hardware
     healthy = plain.model_copy(update={"backend": "emulator", "faults": None})
     shadow = {
@@ -238,12 +253,35 @@ def _study(
         for name, projection in network.projections.items()
         if is_trained(projection)
     }
+    return Study(experiment, program, shadow, hardware, healthy, folder)
+
+
+def _check_study(study: Study, begun: bool) -> None:
+    """Refuse what would fail, before anything of an earlier study is removed.
+
+    What has begun has been rehearsed.
+    """
+    study.check_budget()
+    if not begun:
+        study.rehearse()
+    if why := study.alike:
+        warn(f"no hidden layer will learn, loop and readout do the same: {why}")
+
+
+def _run(prepared: Study, log: Log, resume: bool, options: Options) -> None:
+    from nmtool.learning.study import SCHEMA, forget
+
+    experiment, hardware, folder = prepared.experiment, prepared.hardware, prepared.folder
+    if hardware.faults:
+        note(options, f"{hardware.name} is a {hardware.faults.label}")
+    if not resume:
+        forget(folder)
     with progress(options, f"finetune on {hardware.name}") as update, resumable(options):
-        study = Study(experiment, program, shadow, hardware, healthy, folder, update, log)
+        study = replace(prepared, progress=update, log=log)
         result = study.run()
     document: dict[str, Any] = {
         "target": hardware.name,
-        "program": program.fingerprint,
+        "program": study.program.fingerprint,
         "rule": experiment.finetune.rule,
         "seeds": study.seeds,
         **result.as_json(),
@@ -253,7 +291,7 @@ def _study(
             replayed=isinstance(hardware, ReplayTarget),
         ),
     }
-    write_json(folder / "result.json", {"schema": "nmtool.finetune/v1", **document})
+    write_json(folder / "result.json", {"schema": SCHEMA, **document})
     text = f"{_text(result, hardware, study.seeds, experiment)}\nwrote {folder}/result.json"
     emit(options, "finetune", document, text)
 
@@ -262,24 +300,26 @@ def _text(
     result: StudyResult, hardware: HardwareConfig, seeds: list[int], experiment: Experiment
 ) -> str:
     """The report for people."""
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             name,
             MEANING[name],
             f"{c.mean:.4f}",
-            f"{c.std:.4f}",
+            "-" if c.std is None else f"{c.std:.4f}",
             " ".join(f"{value:.4f}" for value in c.seeds),
             _span(c.rounds),
-            f"{c.spent.seconds:.1f} s",
-            c.spent.writes,
+            " ".join(map(str, c.kept)),
+            *_taken(c.spent),
             "" if c.probed is None else f"{100 * c.probed:.3g} %",
         )
         for name, c in result.columns.items()
     ]
+    apart = ("examination", MEANING["examination"], *[""] * 5, *_taken(result.examined), "")
     header = (
         *("column", "what", "mean", "std", f"seeds {seeds}"),
-        *("rounds", "board", "writes", "probed"),
+        *("rounds", "kept", "board", "writes", "probed"),
     )
+    rows.insert(result.before_learning, apart)
     lines = [f"test accuracy on {hardware.name}", table(header, rows), _seconds(result)]
     for name, column in result.columns.items():
         if column.ended:
@@ -291,7 +331,13 @@ def _text(
             "the columns did not do the same number of rounds; best validation accuracy up to the "
             f"last round that all did: {equal} (that of simulation on the healthy simulator)"
         )
+    if result.hidden_dropped:
+        lines.append("loop: no round that was kept has an update of a hidden layer")
     return "\n".join([*lines, *_findings(result), result.verdict.text])
+
+
+def _taken(spent: Spent) -> tuple[str, int]:
+    return f"{spent.seconds:.1f} s", spent.writes
 
 
 def _findings(result: StudyResult) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from nmtool.config import Experiment
 from nmtool.errors import UnsupportedError, UsageError
 from nmtool.formats.container import write_json
 from nmtool.provenance import provenance
+from nmtool.training import require_torch
+
+if TYPE_CHECKING:
+    from nmtool.learning.stream import Learner
 
 PARTS = 4
 """Of the stream, in the printed table."""
@@ -37,6 +41,23 @@ def drift_override(stream: bool, resume: bool, drift: str | None) -> list[str]:
             "last weights with --program FOLDER/program.h5"
         )
     return [] if drift is None else [f"finetune.stream.drift={drift}"]
+
+
+def learner_of(experiment: Experiment, program: Program, hardware: HardwareConfig) -> Learner:
+    """What is to learn from a stream; its rule has been tried on the host.
+
+    Raises:
+        ConfigError: settings that do not go with the program, or a rule that fails.
+        UnsupportedError: a network that cannot learn, or a target that cannot be streamed to.
+    """
+    check_stream(experiment, hardware)
+    require_torch()
+    from threadpoolctl import threadpool_limits
+
+    from nmtool.learning.stream import Learner
+
+    with threadpool_limits(limits=1):
+        return Learner.of(experiment, program, load_chip(hardware.chip))
 
 
 def check_stream(experiment: Experiment, hardware: HardwareConfig) -> None:
@@ -62,17 +83,16 @@ def adapt(
     program: Program,
     hardware: HardwareConfig,
     folder: Path,
+    learner: Learner,
     options: Options,
 ) -> None:
     """Run the stream, write what came of it, and say it; what was learned is kept if it is cut."""
     from threadpoolctl import threadpool_limits
 
-    from nmtool.learning.stream import Course, Incoming, Learner, Stream
+    from nmtool.learning.stream import Course, Incoming, Stream
 
     if hardware.faults:
         note(options, f"{hardware.name} is a simulator with invented defects, not a chip")
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
     incoming = Incoming.of(experiment)
     passes = 1 + experiment.finetune.stream.control
     courses: dict[str, Course] = {}
@@ -90,7 +110,7 @@ def adapt(
                 stream.run()
 
         try:
-            one("adapting", Learner.of(experiment, program, load_chip(hardware.chip)))
+            one("adapting", learner)
             if experiment.finetune.stream.control:
                 one("frozen", None)
         except BaseException:  # a signal, or a fault of the board
@@ -106,9 +126,14 @@ def adapt(
 
 
 def _keep(folder: Path, adapting: Any, document: dict[str, Any]) -> None:
-    """Write the last weights, those of the best window if there was a whole one, and the report."""
+    """Write the last weights, those of the best window if there was a whole one, and the report.
+
+    They replace those of an earlier stream.
+    """
     formats.save(folder / "program.h5", adapting.last)
-    if adapting.best is not None:
+    if adapting.best is None:
+        (folder / "best.h5").unlink(missing_ok=True)
+    else:
         formats.save(folder / "best.h5", adapting.best)
     write_json(folder / "stream.json", document)
 

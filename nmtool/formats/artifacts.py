@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -128,6 +129,23 @@ DAMAGE = (
     *(ArithmeticError, RecursionError, MemoryError),
 )
 """What a reader may run into where a file does not hold what it should."""
+
+
+@contextmanager
+def removable(path: Path, remove: Path | None = None) -> Iterator[None]:
+    """Read what one leg of a study left, and say what to do where that is missing or damaged.
+
+    Raises:
+        ArtifactError: so it is; ``remove``, the file itself unless given, makes the leg run again.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        known = isinstance(error, NmtoolError)
+        what = str(error) if known else f"{path}: damaged: {type(error).__name__}: {error}"
+        raise ArtifactError(
+            f"{what}; remove {remove or path}, and --resume runs that leg again"
+        ) from None
 
 
 def load_as(path: str | Path, kind: type[Any]) -> Any:

@@ -26,14 +26,24 @@ class Budget:
 
     def share(self, spent: Iterable[Spent], among: int) -> Budget:
         """One of equal shares of what is left."""
-        gone = [*spent]
+        gone = total(spent)
         seconds = self.seconds
         if seconds is not None:
-            seconds = max(seconds - sum(one.seconds for one in gone), 0.0) / among
+            seconds = max(seconds - gone.seconds, 0.0) / among
         writes = self.writes
         if writes is not None:
-            writes = max(writes - sum(one.writes for one in gone), 0) // among
+            writes = max(writes - gone.writes, 0) // among
         return Budget(seconds, writes)
+
+
+def total(spent: Iterable[Spent]) -> Spent:
+    """All together."""
+    each = [*spent]
+    return Spent(
+        sum(one.runs for one in each),
+        sum(one.writes for one in each),
+        sum(one.seconds for one in each),
+    )
 
 
 UNLIMITED = Budget()

@@ -11,7 +11,7 @@ import numpy as np
 
 from nmtool.compiler import Program
 from nmtool.errors import ArtifactError
-from nmtool.formats.artifacts import DAMAGE
+from nmtool.formats.artifacts import removable
 from nmtool.formats.claims import build, check_arrays
 from nmtool.formats.container import (
     Array,
@@ -55,9 +55,8 @@ def load_leg(path: Path, key: str) -> Leg:
     Raises:
         ArtifactError: missing, damaged, or of another study.
     """
-    content = read_bytes(path)
-    try:
-        plain = json.loads(content)
+    with removable(path):
+        plain = json.loads(read_bytes(path))
         belongs = plain.pop("schema") == LEG and plain.pop("key") == key
         values = {
             "spent": build(Spent, plain["spent"]),
@@ -65,12 +64,10 @@ def load_leg(path: Path, key: str) -> Leg:
             "history": [_round(entry) for entry in plain["history"]],
         }
         leg = build(Leg, {**plain, **values}) if belongs else None
-    except DAMAGE as error:
-        raise ArtifactError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+        if leg and not 0 <= leg.accuracy <= 1:
+            raise ArtifactError(f"{path}: found the accuracy {leg.accuracy}, allowed 0 to 1")
     if leg is None:
         raise ArtifactError(f"{path}: {_OTHER}")
-    if not 0 <= leg.accuracy <= 1:
-        raise ArtifactError(f"{path}: found the accuracy {leg.accuracy}, allowed 0 to 1")
     return leg
 
 
@@ -105,7 +102,8 @@ def load_state(path: Path, key: str) -> LoopState:
     Raises:
         ArtifactError: missing, damaged, or of another loop.
     """
-    container = read_container(path)
+    with removable(path):
+        container = read_container(path)
     header = container.header
     if container.schema != SCHEMA or header.get("key") != key:
         raise ArtifactError(f"{path}: {_OTHER}")
@@ -117,7 +115,7 @@ def load_state(path: Path, key: str) -> LoopState:
             if name.startswith(f"{prefix}/")
         }
 
-    try:
+    with removable(path):
         keys = ("best_accuracy", "best_round", "offsets", "suspects")
         host = {"shadow": group("shadow"), "first": group("first"), "second": group("second")}
         values = {
@@ -129,9 +127,8 @@ def load_state(path: Path, key: str) -> LoopState:
             "ended": header.get("ended"),
             **{key: header[key] for key in keys},
         }
-        return build(LoopState, values)
-    except DAMAGE as error:
-        raise ArtifactError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+        state: LoopState = build(LoopState, values)
+    return state
 
 
 def _round(plain: dict[str, Any]) -> Round:

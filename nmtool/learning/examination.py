@@ -12,14 +12,14 @@ import numpy as np
 
 from nmtool.compiler import Program
 from nmtool.errors import ArtifactError
-from nmtool.fixedpoint import FloatArray
-from nmtool.formats.artifacts import DAMAGE
+from nmtool.fixedpoint import FloatArray, IntArray
+from nmtool.formats.artifacts import removable
 from nmtool.formats.claims import build
 from nmtool.formats.container import read_bytes, write_json
-from nmtool.learning.align import Alignment, align
+from nmtool.learning.align import Alignment, align, by_step
 from nmtool.learning.board import Board, Spent
-from nmtool.learning.diagnosis import diagnose
-from nmtool.learning.patterns import probe_pattern
+from nmtool.learning.diagnosis import WRITTEN, diagnose
+from nmtool.learning.patterns import drawn_weights, probe_pattern
 
 SCHEMA = "nmtool.examination/v1"
 
@@ -83,6 +83,31 @@ def examine(board: Board, seed: int, diagnosis: bool) -> Examination:
     )
 
 
+def planned_writes(program: Program, seed: int, diagnosis: bool) -> int:
+    """How many weights ``examine`` writes: the random ones of every run, and then those before.
+
+    Raises:
+        UnsupportedError: the program has another input than one of spikes.
+    """
+    if not diagnosis:
+        return 0
+    (entrance,) = program.network.inputs
+    start = {name: p.weight_mantissa for name, p in program.network.projections.items()}
+    there, writes = start, 0
+    for index in range(WRITTEN):
+        inputs = probe_pattern(program, seed + 1000 * (index + 1))
+        sent = {entrance: by_step(inputs)}
+        drawn = {**there, **drawn_weights(program, sent, seed, index)[0]}
+        writes += differing(drawn, there)
+        there = drawn
+    return writes + differing(start, there)
+
+
+def differing(some: Mapping[str, IntArray], others: Mapping[str, IntArray]) -> int:
+    """How many weights differ."""
+    return sum(int(np.count_nonzero(some[name] != others[name])) for name in some)
+
+
 def save_examination(path: Path, found: Examination, key: str) -> None:
     """Write an examination; ``key`` says what it belongs to."""
     write_json(path, {"schema": SCHEMA, "key": key, **asdict(found)})
@@ -94,16 +119,13 @@ def load_examination(path: Path, key: str, program: Program) -> Examination:
     Raises:
         ArtifactError: missing, damaged, or of another study.
     """
-    content = read_bytes(path)
-    try:
-        plain = json.loads(content)
+    with removable(path):
+        plain = json.loads(read_bytes(path))
         belongs = plain.pop("schema") == SCHEMA and plain.pop("key") == key
         spent = build(Spent, plain["spent"])
         found = build(Examination, {**plain, "spent": spent}) if belongs else None
         if found:
             _ = found.alignment, found.masks(program.network.sizes)
-    except DAMAGE as error:
-        raise ArtifactError(f"{path}: damaged: {type(error).__name__}: {error}") from None
     if found is None:
         raise ArtifactError(
             f"{path}: belongs to another study or other settings; use the same options, or "

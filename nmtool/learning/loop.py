@@ -21,7 +21,7 @@ from nmtool.fixedpoint import BoolArray, FloatArray, IntArray
 from nmtool.learning.align import Alignment
 from nmtool.learning.board import Board, Probes, Spent, probed_share
 from nmtool.learning.budget import UNLIMITED, Budget, Limit
-from nmtool.learning.examination import Examination, examine
+from nmtool.learning.examination import Examination, differing, examine
 from nmtool.learning.host import Host, HostState
 from nmtool.learning.rule import Batch, Setting
 from nmtool.learning.rules import make_rule
@@ -29,6 +29,7 @@ from nmtool.learning.twin import Twin
 from nmtool.measure import predict
 from nmtool.spikes import SpikeTrain
 from nmtool.training.injection import Measured
+from nmtool.training.model import is_trained
 
 Layers = Literal["readout", "all"]
 
@@ -174,6 +175,16 @@ class Loop:
         state.masks = found.masks(self.program.network.sizes)
         state.suspects, state.offsets = found.suspects, found.offsets
 
+    def rehearse(self) -> None:
+        """Run one batch and learn from it, to see that all settings go together.
+
+        Raises:
+            ConfigError: a setting or a rule of learning that does not go with the program.
+        """
+        config = self.experiment.finetune
+        batch = self._measure(self._train, slice(config.batch))
+        self._update(batch, self._learning(config.rounds - 1), self._rates(0))
+
     def accuracy(self, split: str) -> float:
         """Accuracy (a fraction) of the weights that are on the target now."""
         samples = _Split.load(self.experiment, self.program, split)
@@ -231,8 +242,8 @@ class Loop:
             return 0
         projections = self._board.program.network.projections
         on_board = {name: p.weight_mantissa for name, p in projections.items()}
-        now = _differing(mantissas, on_board)
-        return now + _differing(mantissas, self.state.best) if now else 0
+        now = differing(mantissas, on_board)
+        return now + differing(mantissas, self.state.best) if now else 0
 
     def _learning(self, index: int) -> list[str]:
         """The output layer learns in every round, hidden layers after ``readout_rounds``."""
@@ -286,9 +297,20 @@ class Loop:
         self.on_round(self.state)
 
 
-def _differing(some: Mapping[str, IntArray], others: Mapping[str, IntArray]) -> int:
-    """How many weights differ."""
-    return sum(int(np.count_nonzero(some[name] != others[name])) for name in some)
+def last_layer_alone(experiment: Experiment, program: Program, rounds: int) -> str | None:
+    """Why no hidden layer learns in so many rounds of a loop; None: one does."""
+    config, net = experiment.finetune, program.network
+    if config.rule == "readout":
+        return "finetune.rule readout changes the last layer alone"
+    if rounds <= config.readout_rounds:
+        return (
+            f"hidden layers learn after {config.readout_rounds} rounds (finetune.readout_rounds), "
+            f"and the loop has {rounds}"
+        )
+    fed = {p.target for p in net.projections.values() if is_trained(p)} - {*net.outputs}
+    if all(config.rates.get(name) == 0 for name in fed):
+        return "no hidden layer has weights that finetune.rates lets learn"
+    return None
 
 
 def check_rates(rates: Mapping[str, float], program: Program) -> None:

@@ -18,6 +18,7 @@ file of its own and is not run again; one that learns is checkpointed after ever
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,9 +33,11 @@ from nmtool.backends.replay import Log, NoLog
 from nmtool.chip import HardwareConfig, load_chip
 from nmtool.compiler import Program
 from nmtool.config import Experiment
+from nmtool.errors import ConfigError
 from nmtool.fixedpoint import FloatArray
+from nmtool.formats.artifacts import DAMAGE, removable
 from nmtool.learning.board import Board, Probes, Spent
-from nmtool.learning.budget import UNLIMITED, Budget
+from nmtool.learning.budget import UNLIMITED, Budget, total
 from nmtool.learning.checkpoint import (
     Leg,
     check_state,
@@ -47,52 +50,79 @@ from nmtool.learning.examination import (
     Examination,
     examine,
     load_examination,
+    planned_writes,
     save_examination,
 )
-from nmtool.learning.loop import Layers, Loop, LoopState, Round
+from nmtool.learning.loop import Layers, Loop, LoopState, Round, last_layer_alone
 from nmtool.learning.verdict import Verdict, judge
+from nmtool.network import counted
 
 Progress = Callable[[int, int, str], None]
 LEARNING: Mapping[str, Layers] = {"readout": "readout", "loop": "all"}
 """The columns that learn on the target, and which layers of them do."""
+
+SCHEMA = "nmtool.finetune/v1"
+"""Of the report."""
+
+_LEG = re.compile(
+    r"fault_free|simulation"
+    r"|(transfer|simulation|simulation-on|examination|readout|loop)-seed\d+"
+)
+
+
+def forget(folder: Path) -> None:
+    """Remove the legs of an earlier study and its report, and no file of anything else."""
+    for place in folder.glob("*"):
+        kept = (place / "state.h5", place / "leg.json")
+        if _LEG.fullmatch(place.name) and any(path.is_file() for path in kept):
+            for path in (place / "program.h5", *kept):
+                path.unlink(missing_ok=True)
+    report = folder / "result.json"
+    if report.is_file() and _is_report(report):
+        report.unlink()
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes())["schema"] == SCHEMA)
+    except DAMAGE:
+        return False
 
 
 @dataclass(frozen=True)
 class Column:
     """Test accuracy (a fraction) of one column: mean, standard deviation, one value per seed.
 
-    ``spent`` is what all seeds took of the target, ``rounds`` what each did, of which ``probed`` is
-    the mean fraction of neurons and steps that was measured, and ``ended`` the limits of the
-    budget that ended any.
+    One seed has no deviation. ``spent`` is what all seeds took of the target, ``rounds`` what each
+    did, of which ``probed`` is the mean fraction of neurons and steps that was measured, ``kept``
+    the best round of each, whose weights were tested, and ``ended`` the limits of the budget that
+    ended any.
     """
 
     mean: float
-    std: float
+    std: float | None
     seeds: list[float]
     spent: Spent = field(default_factory=Spent, compare=False)
     rounds: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
     probed: float | None = None
     ended: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, values: list[float]) -> Column:
         """The column of the values of all seeds; the deviation is that of the sample, n - 1."""
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return cls(float(np.mean(values)), std, values)
 
     @classmethod
     def of_legs(cls, legs: list[Leg], histories: list[list[Round]]) -> Column:
         """The column of what its legs on the target came to, and of its rounds wherever done."""
-        spent = Spent(
-            sum(leg.spent.runs for leg in legs),
-            sum(leg.spent.writes for leg in legs),
-            sum(leg.spent.seconds for leg in legs),
-        )
         probed = [entry.probed for history in histories for entry in history]
         return replace(
             cls.of([leg.accuracy for leg in legs]),
-            spent=spent,
+            spent=total(leg.spent for leg in legs),
             rounds=tuple(len(history) - 1 for history in histories),
+            kept=tuple(map(_best, histories)),
             probed=float(np.mean(probed)) if probed else None,
             ended=tuple(sorted({leg.ended for leg in legs if leg.ended})),
         )
@@ -100,16 +130,39 @@ class Column:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Columns by name, the rounds of every leg that learned, and what is wrong with each target."""
+    """Columns by name, the rounds of every leg that learned, and what is wrong with each target.
+
+    ``alike`` is why loop and readout did the same, if they did: hidden layers learn after
+    ``readout_rounds``.
+    """
 
     columns: Mapping[str, Column]
     rounds: Mapping[str, list[Round]]
     targets: Mapping[int, Examination] = field(default_factory=dict)
+    alike: str | None = None
+    readout_rounds: int = 0
 
     @property
     def verdict(self) -> Verdict:
         """Whether the loop was worth it."""
-        return judge({name: column.seeds for name, column in self.columns.items()})
+        seeds = {name: column.seeds for name, column in self.columns.items()}
+        return judge(seeds, self.alike)
+
+    @property
+    def examined(self) -> Spent:
+        """What the examinations of all targets took."""
+        return total(found.spent for found in self.targets.values())
+
+    @property
+    def before_learning(self) -> int:
+        """How many columns come before those that learn on the target, as the examination does."""
+        return sum(name not in LEARNING for name in self.columns)
+
+    @property
+    def hidden_dropped(self) -> bool:
+        """Whether hidden layers learned in the loop, and no round of that was kept."""
+        kept = self.columns["loop"].kept
+        return not self.alike and max(kept, default=0) <= self.readout_rounds
 
     @property
     def equal_rounds(self) -> bool:
@@ -132,7 +185,10 @@ class StudyResult:
         """
         return {
             "columns": {name: _without(column, "spent") for name, column in self.columns.items()},
-            "spent": {name: asdict(column.spent) for name, column in self.columns.items()},
+            "spent": {
+                **{name: asdict(column.spent) for name, column in self.columns.items()},
+                "examination": asdict(self.examined),
+            },
             "verdict": asdict(self.verdict),
             "diagnosis": {str(seed): found.diagnosis for seed, found in self.targets.items()},
             "equal_rounds": self.equal_rounds,
@@ -196,6 +252,43 @@ class Study:
         """One for each value of a column."""
         return [trial.seed for trial in self._trials]
 
+    @property
+    def alike(self) -> str | None:
+        """Why loop and readout will be the same, if they will."""
+        config = self.experiment.finetune
+        return last_layer_alone(self.experiment, self.program, config.rounds)
+
+    def check_budget(self) -> None:
+        """Refuse a budget of writes that the examinations alone would pass.
+
+        Raises:
+            ConfigError: it is smaller.
+            UnsupportedError: a program that cannot be examined.
+        """
+        config = self.experiment.finetune
+        if config.writes is None:
+            return
+        seeds = [trial.experiment.seed for trial in self._trials]
+        planned = {s: planned_writes(self.program, s, config.diagnosis) for s in {*seeds}}
+        needed = sum(planned[seed] for seed in seeds)
+        if config.writes < needed:
+            raise ConfigError(
+                f"finetune.writes: found {config.writes}, allowed {needed} or more, as the "
+                f"examination of {counted(seeds, 'target')} writes so many weights before "
+                "anything is learned; or finetune.diagnosis=false, which writes none"
+            )
+
+    def rehearse(self) -> None:
+        """Learn from one batch of the healthy simulator; nothing of it is kept.
+
+        Raises:
+            ConfigError: a setting or a rule of learning that does not go with the program.
+            UnsupportedError: a network that cannot learn.
+        """
+        state, chip = LoopState.start(self.program, self.shadow), load_chip(self.hardware.chip)
+        with open_session(self.program, self.healthy) as session:
+            Loop(self.experiment, self.program, session, "all", state, chip=chip).rehearse()
+
     def run(self) -> StudyResult:
         """All columns, on one thread: arrays this small lose by being shared out."""
         with threadpool_limits(limits=1):
@@ -228,7 +321,14 @@ class Study:
         for name, column in legs.items():
             rounds = [row for leg, row in self.rounds.items() if leg.partition("-seed")[0] == name]
             columns[name] = Column.of_legs(column, rounds)
-        return StudyResult(columns, self.rounds, targets)
+        done = max(columns["loop"].rounds)
+        return StudyResult(
+            columns,
+            self.rounds,
+            targets,
+            last_layer_alone(self.experiment, self.program, done),
+            self.experiment.finetune.readout_rounds,
+        )
 
     def _simulation(self) -> list[Leg]:
         """Learned on the healthy simulator, measured on the target."""
@@ -289,8 +389,9 @@ class Study:
         key = self._key(name, trial.experiment, self.program, trial.target)
         path, log = self._file(name), self._log(trial.target)
         if path.is_file():
-            log.skip(name)
-            return load_examination(path, key, self.program)
+            found = load_examination(path, key, self.program)
+            log.skip(name, found.spent.runs)
+            return found
         log.begin(name)
         config, seed = trial.experiment.finetune, trial.experiment.seed
         with log.watch(open_session(self.program, trial.target)) as session:
@@ -313,7 +414,8 @@ class Study:
         self._done += self._batches
         finished = self._finished(name, key, trial.target)
         if finished and not (finished.ended and finished.budget != budget):
-            learned: Program = formats.load_as(place / "program.h5", Program)
+            with removable(place / "program.h5", self._file(name)):
+                learned: Program = formats.load_as(place / "program.h5", Program)
             self.rounds[name] = finished.history
             return finished, learned
         state = self._state(place / "state.h5", key)
@@ -330,7 +432,8 @@ class Study:
         if not path.is_file():
             return fresh
         state = load_state(path, key)
-        check_state(path, state, self.program, fresh)
+        with removable(path):
+            check_state(path, state, self.program, fresh)
         return state
 
     def _loop(
@@ -379,8 +482,9 @@ class Study:
         path = self._file(name)
         if not path.is_file():
             return None
-        self._log(target).skip(name)
-        return load_leg(path, key)
+        leg = load_leg(path, key)
+        self._log(target).skip(name, leg.spent.runs)
+        return leg
 
     def _key(
         self,
@@ -405,6 +509,11 @@ class Study:
             },
             sort_keys=True,
         )
+
+
+def _best(history: list[Round]) -> int:
+    """The round that a loop keeps: the last of those with the best validation accuracy."""
+    return max(history, key=lambda entry: (entry.validation_accuracy, entry.round)).round
 
 
 def _without(entry: Column | Round, key: str) -> dict[str, Any]:

@@ -50,17 +50,20 @@ class Verdict:
     gains: Mapping[str, Difference]
 
 
-def judge(columns: Mapping[str, Sequence[float]]) -> Verdict:
-    """Judge the loop by columns of test accuracies (fractions), by name, one value a seed."""
+def judge(columns: Mapping[str, Sequence[float]], alike: str | None = None) -> Verdict:
+    """Judge the loop by columns of test accuracies (fractions), by name, one value a seed.
+
+    ``alike`` is why the loop did the same as the control ``readout``, if it did.
+    """
     gains = {
         name: Difference.of(columns["loop"], columns[name]) for name in CONTROLS if name in columns
     }
-    claim, text = _judged(columns, gains)
+    claim, text = _judged(columns, gains, alike)
     return Verdict(claim, text, gains)
 
 
 def _judged(
-    columns: Mapping[str, Sequence[float]], gains: Mapping[str, Difference]
+    columns: Mapping[str, Sequence[float]], gains: Mapping[str, Difference], alike: str | None
 ) -> tuple[Claim, str]:
     if missing := [name for name in CONTROLS if name not in columns]:
         return "no claim", f"no claim: the controls {', '.join(missing)} did not run"
@@ -71,6 +74,11 @@ def _judged(
         return "nothing to recover", (
             f"nothing to recover: the program loses {lost} points on the target to the healthy "
             f"simulator; the loop gained {_listed(gains)}"
+        )
+    if alike:
+        return "no claim", (
+            f"no claim: no hidden layer learned, the loop is the control readout: {alike}; the "
+            f"target costs {lost} points, the loop gained {_listed(gains)}"
         )
     seeds = len(columns["loop"])
     if seeds < 2:

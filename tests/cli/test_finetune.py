@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,8 @@ def test_deploy_answers_from_a_log(folder, nmtool, recorded):
         (2, [*STUDY, "--rounds", "0"], "--rounds"),
         (3, [*STUDY, "--rule", "dccl"], "finetune.rule"),
         (2, [*STUDY, "--record", "run/network.h5"], "exists already"),
+        (2, [*STUDY, "-o", "run/network.h5", "--force"], "allowed the name of a folder"),
+        (2, [*STUDY, "-o", "run"], "use --resume to continue it, or --force"),
         (9, [*STUDY, "-o", "b", "--record", "run/network.h5/log.h5"], "network.h5/log.h5"),
     ],
 )
@@ -146,6 +149,97 @@ def test_what_is_refused(folder, nmtool, recorded, unchanged, code, arguments, s
         done = nmtool(*(a.format(recorded / "log.h5") for a in arguments))
     assert done.code == code, done.err
     assert says in done.err
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-s", "finetune.burn_in=99"], "finetune.burn_in: found 99 steps, allowed fewer than"),
+        (["-s", "finetune.rates={hiden: 0.1}"], "finetune.rates: found the population 'hiden'"),
+        (["-s", "finetune.probes=[hiddn]"], "finetune.probes: found the population 'hiddn'"),
+        (["--rule", "gone:make"], "finetune.rule gone:make: cannot be imported"),
+        (["--writes", "200"], "finetune.writes: found 200, allowed"),
+    ],
+)
+def test_nothing_is_removed_or_begun_for_what_would_fail(
+    folder, nmtool, recorded, unchanged, arguments, says, dry
+):
+    shutil.copytree(recorded / "a", "a")
+    with unchanged(folder):
+        for output in (["-o", "a", "--force"], ["-o", "b"]):
+            done = nmtool(*STUDY, *arguments, *output, *dry)
+            assert done.code == 3, done.err
+            assert says in done.err
+
+
+def test_force_removes_the_legs_of_a_study_and_nothing_else(tmp_path):
+    from nmtool.learning.study import forget
+
+    own = ["loop-seed7/state.h5", "loop-seed7/program.h5", "fault_free/leg.json", "result.json"]
+    others = ["other/program.h5", "other/leg.json", "simulation/program.h5", "loop-seed7/notes.txt"]
+    for name in own + others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"schema": "nmtool.finetune/v1"}')
+    forget(tmp_path)
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")) == sorted(others)
+    (tmp_path / "result.json").write_text('{"schema": "mine"}')
+    forget(tmp_path)
+    assert (tmp_path / "result.json").exists(), "the report of something else"
+
+
+def test_a_log_with_a_hole_is_not_made_whole(folder, nmtool, monkeypatch):
+    plain, count = EmulatorSession.run, []
+
+    def run(self, *arguments, **keywords):
+        count.extend(Path(f"b/{LEG}").glob("state.h5"))
+        if len(count) == 3:
+            raise BoardError("the board has gone")
+        return plain(self, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmulatorSession, "run", run)
+        assert nmtool(*STUDY, "-o", "b", "--record", "log.h5").code == 8
+    assert nmtool(*STUDY, "-o", "b", "--resume").code == 0
+    done = nmtool(*STUDY, "-o", "b", "--resume", "--record", "log.h5")
+    assert done.code == 6
+    assert f"log.h5.part: {LEG}: found" in done.err
+    assert "went on without --record; give no --record, or --force" in done.err
+    assert not Path("log.h5").exists()
+
+
+@pytest.mark.parametrize("name", ["leg.json", "state.h5", "program.h5"])
+def test_a_leg_that_is_damaged_can_be_run_again(folder, nmtool, recorded, name):
+    shutil.copytree(recorded / "a", "a")
+    Path("a", LEG, name).write_bytes(b"?")
+    if name == "state.h5":
+        Path("a", LEG, "leg.json").unlink()
+    done = nmtool(*STUDY, "-o", "a", "--resume")
+    assert done.code == 6
+    removed = Path("a", LEG, name if name == "state.h5" else "leg.json")
+    assert f"{LEG}/{name}: " in done.err
+    assert f"remove {removed}, and --resume runs that leg again" in done.err
+    removed.unlink()
+    assert nmtool(*STUDY, "-o", "a", "--resume").code == 0
+    assert report("a") == report(recorded / "a")
+
+
+def test_what_was_clipped_is_said(folder, nmtool):
+    few = ("-s", "hw.weight_bits=2")
+    said = nmtool("compile", "run", "--hw", "loihi2-faulty", *few, "-o", "p.h5").err
+    warned = [line for line in said.splitlines() if "NM-FIT" in line]
+    done = nmtool(*STUDY, *few, "--dry-run")
+    assert done.code == 0
+    assert warned
+    assert [line for line in done.err.splitlines() if "NM-FIT" in line] == warned
+
+
+def test_a_loop_without_hidden_layers_is_the_control_and_said_to_be(folder, nmtool):
+    for more in (["-s", "finetune.readout_rounds=2"], ["--rule", "readout"]):
+        done = nmtool(*STUDY, *more, "--dry-run")
+        assert done.code == 0
+        assert "warning: no hidden layer will learn, loop and readout do the same" in done.err
+    assert "warning: no hidden layer" not in nmtool(*STUDY, "--dry-run").err
 
 
 @pytest.mark.parametrize(
@@ -173,14 +267,17 @@ def test_a_board_that_fails_in_a_round(folder, nmtool, recorded, monkeypatch, er
 
 def test_the_report_says_what_was_spent(folder, nmtool):
     limits = ("--rounds", "2", "--writes", "1", "--board-time", "10m")
-    done = nmtool(*STUDY[:4], *limits, "-s", "finetune.lr=0.05", "-o", "a")
+    settings = ("-s", "finetune.lr=0.05", "-s", "finetune.diagnosis=false")
+    done = nmtool(*STUDY[:4], *limits, *settings, "-o", "a")
     assert done.code == 0, done.err
     assert "loop: ended by the budget: 1 writes" in done.out
     assert "the columns did not do the same number of rounds" in done.out
-    assert "no claim from one seed" in done.out
+    assert "no claim: no hidden layer learned, the loop is the control readout" in done.out
+    assert "and the loop has 0" in done.out
     told = report("a")
     assert told["schema"] == "nmtool.finetune/v1"
-    assert told["columns"]["loop"]["rounds"] == [0]
+    assert told["columns"]["loop"]["rounds"] == told["columns"]["loop"]["kept"] == [0]
+    assert told["columns"]["loop"]["std"] is None
     assert told["columns"]["simulation"]["rounds"] == [2]
     assert told["columns"]["loop"]["probed"] == 1
     assert told["spent"]["loop"]["writes"] <= 1

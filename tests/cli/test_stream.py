@@ -28,7 +28,12 @@ def test_a_stream_writes_its_weights_and_its_report(nmtool, folder):
     last = formats.load_as(there / "program.h5", Program)
     start = formats.load_as("run/program.h5", Program)
     assert last.fingerprint != start.fingerprint == found["program"]
-    assert nmtool(*STREAM, *SHORT).code == 2, "nothing is overwritten"
+    refused = nmtool(*STREAM, *SHORT)
+    assert refused.code == 2, "nothing is overwritten"
+    assert f"--program {there}/program.h5 and another -o, or --force" in refused.err
+    before = (there / "program.h5").read_bytes()
+    assert nmtool(*STREAM, *SHORT, "--force", "-s", "finetune.burn_in=99").code == 3
+    assert (there / "program.h5").read_bytes() == before, "kept until there is another"
     again = nmtool(*STREAM, *SHORT, "--force", "--program", there / "program.h5", "--json")
     assert again.code == 0, again.err
     assert again.json["program"] == last.fingerprint, "goes on from the last weights"

@@ -9,10 +9,12 @@ from nmtool.backends import open_session
 from nmtool.chip import load_chip
 from nmtool.config import SlayerSurrogate
 from nmtool.errors import ArtifactError, BoardError, UnsupportedError
-from nmtool.learning.checkpoint import load_state, save_state
+from nmtool.learning.board import Spent
+from nmtool.learning.checkpoint import Leg, load_state, save_state
+from nmtool.learning.examination import planned_writes
 from nmtool.learning.host import HostState
-from nmtool.learning.loop import LoopState
-from nmtool.learning.study import Column, Study
+from nmtool.learning.loop import LoopState, Round, last_layer_alone
+from nmtool.learning.study import Column, Study, StudyResult
 from nmtool.learning.twin import Twin
 from nmtool.quantization import check_mantissa
 
@@ -320,7 +322,7 @@ def test_a_whole_study(faulty, tmp_path):
 
 
 def test_columns():
-    assert Column.of([0.5]).std == 0
+    assert Column.of([0.5]).std is None
     column = Column.of([0.5, 0.7])
     assert column.mean == pytest.approx(0.6)
     assert column.std == pytest.approx(0.02**0.5)
@@ -371,6 +373,31 @@ def test_late_recordings_are_aligned_before_anything_is_learned(faulty, tmp_path
     assert load_state(tmp_path / "s.h5", "key").offsets == loop.state.offsets
 
 
+@pytest.mark.parametrize(
+    ("settings", "rounds", "says"),
+    [
+        ({}, 2, None),
+        ({}, 1, "after 1 rounds"),
+        ({"rule": "readout"}, 9, "finetune.rule readout"),
+        ({"rates": {"hidden": 0.0}}, 9, "finetune.rates"),
+        ({"rates": {"output": 0.0}}, 2, None),
+    ],
+)
+def test_why_no_hidden_layer_learns(study, experiment, settings, rounds, says):
+    made = study(experiment(hidden=8, steps=6, **settings))
+    found = last_layer_alone(made.experiment, made.program, rounds)
+    assert found is None if says is None else says in found
+
+
+def test_the_best_round_is_the_last_of_the_best(faulty):
+    rounds = [Round(k, a, None, 0, {}) for k, a in enumerate([0.5, 0.7, 0.7, 0.6])]
+    column = Column.of_legs([Leg(0.6, Spent())], [rounds])
+    assert column.kept == (2,)
+    for readout_rounds, dropped in ((1, False), (2, True)):
+        result = StudyResult({"loop": column}, {}, readout_rounds=readout_rounds)
+        assert result.hidden_dropped is dropped
+
+
 def test_a_target_is_examined_once_for_all_columns(study, experiment, tmp_path, monkeypatch):
     from nmtool.learning import study as module
 
@@ -392,6 +419,12 @@ def test_a_target_is_examined_once_for_all_columns(study, experiment, tmp_path, 
 
     first = result()
     assert len(asked) == 1
+    planned = planned_writes(chosen.program, chosen.experiment.seed, True)
+    assert first.as_json()["spent"]["examination"]["writes"] == planned > 0
+    assert planned_writes(chosen.program, chosen.experiment.seed, False) == 0
+    assert first.alike
+    assert "the loop is the control readout" in first.verdict.text
+    assert first.columns["loop"].seeds == first.columns["readout"].seeds
     findings = first.as_json()["diagnosis"]["7"]["findings"]
     assert {"dead", "stuck"} <= {finding["kind"] for finding in findings}
     suspects = first.targets[7].suspects

@@ -55,6 +55,15 @@ def test_nothing_is_claimed_without_the_controls():
     assert judge(some).text == "no claim: the controls simulation did not run"
 
 
+def test_a_loop_that_is_the_control_earns_nothing_and_loses_nothing():
+    verdict = judge({**GOOD, "loop": GOOD["readout"]}, "two rounds")
+    assert verdict.claim == "no claim"
+    assert "no hidden layer learned, the loop is the control readout: two rounds" in verdict.text
+    assert verdict.gains["readout"].mean == 0
+    same = {**GOOD, "transfer": GOOD["fault_free"]}
+    assert judge(same, "two rounds").claim == "nothing to recover"
+
+
 def test_a_target_that_costs_nothing():
     same = {**GOOD, "transfer": [0.985, 0.975, 0.98]}
     verdict = judge(same)
