@@ -7,6 +7,7 @@ readout, checks) are kept with the network and the program under the same types.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -881,7 +882,10 @@ OWN_RULE = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 def _rule(name: Any) -> Any:
     if name in get_args(RuleName) or (isinstance(name, str) and re.fullmatch(OWN_RULE, name)):
         return name
-    raise ValueError("'dcll', 'readout', 'bptt-injected' or module:name of your own rule")
+    close = difflib.get_close_matches(str(name), get_args(RuleName), n=1, cutoff=0.3)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    allowed = "'dcll', 'readout', 'bptt-injected' or module:name of your own rule"
+    raise ValueError(f"{allowed}{hint}")
 
 
 RuleOrEntry = Annotated[
@@ -1050,6 +1054,12 @@ def experiment_from_json(text: str, path: str) -> Experiment:
         ConfigError: not such a file.
     """
     try:
-        return Experiment.model_validate_json(text)
-    except ValueError as error:
+        document = yamlio.Document(path, json.loads(text))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a resolved experiment: {error}") from None
+    try:
+        return yamlio.validate(document, Experiment)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: not a resolved experiment, which `nmtool train` writes:\n{error}"
+        ) from None

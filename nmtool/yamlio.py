@@ -67,12 +67,26 @@ def parse_duration(text: object) -> float:
 
 @dataclass
 class Document:
-    """A YAML file as plain values, with the position of every key and value."""
+    """A YAML file as plain values, with the position of every key and value.
+
+    Attributes:
+        overridden: the keys that overrides have set.
+        wrong_overrides: problems of their values, which are in no line of the file.
+    """
 
     path: str
     data: Any = None
     marks: dict[Path_, tuple[int, int]] = field(default_factory=dict)
     problems: list[tuple[tuple[int, int], str]] = field(default_factory=list)
+    overridden: list[Path_] = field(default_factory=list)
+    wrong_overrides: list[str] = field(default_factory=list)
+
+    def blame(self, location: Sequence[str | int], text: str) -> None:
+        """Note a problem of a value: of the file, or of the override that it came from."""
+        if any(tuple(location[: len(key)]) == key for key in self.overridden):
+            self.wrong_overrides.append(f"{self.path} with -s {text}")
+        else:
+            self.problems.append((self.where(location), text))
 
     def where(self, location: Sequence[str | int]) -> tuple[int, int]:
         """Line and column (from 1) of the deepest part of ``location`` that is in the file."""
@@ -83,9 +97,10 @@ class Document:
 
     def fail(self) -> None:
         """Raise all problems at once, in the order of the file."""
-        if self.problems:
+        if self.problems or self.wrong_overrides:
             found = sorted(self.problems)
-            lines = [f"{self.path}:{r}:{c}: {text}" for (r, c), text in found[:MAX_PROBLEMS]]
+            lines = self.wrong_overrides[:MAX_PROBLEMS]
+            lines += [f"{self.path}:{r}:{c}: {text}" for (r, c), text in found[:MAX_PROBLEMS]]
             if more := found[MAX_PROBLEMS:]:
                 lines.append(f"{self.path}:{more[0][0][0]}:1: and {len(more)} problems more")
             raise ConfigError("\n".join(lines))
@@ -275,6 +290,7 @@ def apply_override(document: Document, override: str) -> None:
     if not isinstance(target, dict):
         raise ConfigError(f"-s {override}: {'.'.join(parts[:-1])} is not a mapping")
     target[parts[-1]] = value
+    document.overridden.append(parts)
     for mark in [m for m in document.marks if m[: len(parts)] == parts]:
         del document.marks[mark]
 
@@ -297,7 +313,7 @@ def validate(document: Document, model: type[Model]) -> Model:
         return model.model_validate(document.data)
     except ValidationError as error:
         for location, text in _problems(error, model, document):
-            document.problems.append((document.where(location), text))
+            document.blame(location, text)
         document.fail()
         raise AssertionError("a validation error without a problem") from error
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from nmtool.learning.board import Spent
     from nmtool.learning.study import Study, StudyResult
 
+LISTED = 8
+"""Lines of each diagnosis in the report."""
+
 MEANING = {
     "examination": "what is wrong with the target",
     "fault_free": "healthy simulator, no training",
@@ -341,15 +344,27 @@ def _taken(spent: Spent) -> tuple[str, int]:
 
 
 def _findings(result: StudyResult) -> list[str]:
-    """What is wrong with each target, by kind; every single finding is in result.json."""
+    """What is wrong with each target, by kind, then with place and confidence."""
     lines = []
     for seed, examined in result.targets.items():
         if examined.diagnosis is None:
             continue
         kinds = Counter(finding["kind"] for finding in examined.diagnosis["findings"])
+        silent = examined.diagnosis.get("silent", {})
+        kinds += Counter({"silent": sum(map(len, silent.values()))})
         found = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
         lines.append(f"diagnosis, seed {seed}: {found or 'nothing is wrong'}")
+        lines += _listed(examined.told) if found else []
     return lines
+
+
+def _listed(told: str) -> list[str]:
+    """The first lines of a diagnosis below its alignment, and which cores to exclude."""
+    every = told.splitlines()[1:]
+    more = every[LISTED:]
+    cores = [line for line in more if "excluded_cores" in line]
+    left = len(more) - len(cores)
+    return [*every[:LISTED], *([f"  and {left} more in result.json"] if left else []), *cores]
 
 
 def _span(rounds: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def drift_override(stream: bool, resume: bool, drift: str | None) -> list[str]:
             "found --stream and --resume: what has passed does not come again; go on from the "
             "last weights with --program FOLDER/program.h5"
         )
-    return [] if drift is None else [f"finetune.stream.drift={drift}"]
+    return [] if drift is None else [f"finetune.stream.drift={json.dumps(drift)}"]
 
 
 def learner_of(experiment: Experiment, program: Program, hardware: HardwareConfig) -> Learner:

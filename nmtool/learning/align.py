@@ -11,6 +11,10 @@ recorded of it with what the program would have done, given what was measured of
 over samples s, neurons i and the steps t that were recorded; m are measured and p predicted
 spikes, and each neuron's mean is taken off, so that stuck and busy neurons say nothing. A step too
 late looks like a worse network and would be learned around; here it is found and taken out.
+
+How far the best offset is from the others is told by what single samples add to the correlation.
+Where a source was not measured single neurons must tell it too: what fails in the source moves a
+neuron in all samples alike, which no number of samples averages out.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ WINDOW = range(-4, 9)
 MARGIN = 5.0
 """By how many standard errors, over samples, the correlation at the best offset is above any other,
 where no offset fits exactly."""
+
+NEURON_MARGIN = 3.0
+"""The same over neurons, where sources were not measured."""
 
 Sent = dict[str, IntArray]
 
@@ -98,7 +105,8 @@ class Alignment:
                 f"alignment of {names}: found no spikes to align, in the recording or in what the "
                 f"program would do, and the offsets {others} elsewhere; allowed: silent ones "
                 "beside others of one offset. Look at what is wrong with `nmtool bisect`, or give "
-                "the populations weights at which they spike"
+                "the populations weights at which they spike, or, where all their cores have "
+                "failed, place them on others (hw.excluded_cores)"
             )
         (same,) = known
         return replace(self, offsets={entry.population: same for entry in self.found})
@@ -171,7 +179,7 @@ def align(program: Program, inputs: BoolArray, measured: Mapping[str, Measured])
     for name in program.order:
         if name not in measured:
             continue
-        entry = _offset(program, name, sent, measured[name])
+        entry = _offset(program, name, sent, measured[name], _unseen(program, name, measured))
         found.append(entry)
         if entry.steps is not None:
             sent[name] = _filled(shifted(measured[name], entry.steps), sent[name])
@@ -199,14 +207,29 @@ def _filled(measured: Measured, otherwise: IntArray) -> IntArray:
     return np.where(known, by_step(measured.spikes), otherwise)
 
 
-def _offset(program: Program, name: str, sent: Sent, measured: Measured) -> Offset:
+def _unseen(program: Program, name: str, measured: Mapping[str, Measured]) -> tuple[str, ...]:
+    """The sources of a population of which not all neurons were measured."""
+    projections = program.network.projections.values()
+    sources = {p.source for p in projections if p.target == name and p.source != name}
+    return tuple(
+        source
+        for source in program.order
+        if source in sources
+        and not (source in measured and measured[source].known.any(axis=(0, 2)).all())
+    )
+
+
+def _offset(
+    program: Program, name: str, sent: Sent, measured: Measured, unseen: tuple[str, ...]
+) -> Offset:
+    """Where a population lies; ``unseen`` are its sources that were not measured."""
     shares, exact = dict[int, FloatArray](), dict[int, bool]()
     for offset, own, predicted in _tried(program, name, sent, measured):
         known = np.broadcast_to(own.known, own.spikes.shape).swapaxes(1, 2)
         spikes = own.spikes.swapaxes(1, 2)
         shares[offset] = _correlation(spikes, predicted, known)
         exact[offset] = bool(np.all((spikes == predicted) | ~known))
-    steps = _best(name, shares, exact)
+    steps = _best(name, shares, exact, unseen)
     scores = {offset: float(share.sum()) for offset, share in shares.items()}
     return Offset(name, steps, scores, exact[0 if steps is None else steps])
 
@@ -232,7 +255,7 @@ def _tried(
 
 
 def _correlation(found: BoolArray, predicted: BoolArray, known: BoolArray) -> FloatArray:
-    """What each sample adds to the correlation; 0 where either side is constant."""
+    """What each sample and neuron adds to the correlation; 0 where either side is constant."""
     count = np.maximum(known.sum(axis=(0, 1)), 1)
 
     def centred(spikes: BoolArray) -> Any:
@@ -241,13 +264,19 @@ def _correlation(found: BoolArray, predicted: BoolArray, known: BoolArray) -> Fl
 
     m, p = centred(found), centred(predicted)
     size = float(np.sqrt((m * m).sum() * (p * p).sum()))
-    return np.asarray((m * p).sum(axis=(1, 2)) / (size or 1.0))
+    return np.asarray((m * p).sum(axis=1) / (size or 1.0))
 
 
-def _best(name: str, shares: Mapping[int, FloatArray], exact: Mapping[int, bool]) -> int | None:
+def _best(
+    name: str,
+    shares: Mapping[int, FloatArray],
+    exact: Mapping[int, bool],
+    unseen: tuple[str, ...] = (),
+) -> int | None:
     """The offset that stands out; None where there is nothing to correlate.
 
-    ``shares`` are what each sample adds to the correlation at each offset.
+    ``shares`` are what each sample and neuron adds to the correlation at each offset, ``unseen``
+    the sources that were not measured.
 
     Raises:
         AlignmentError: none does.
@@ -259,19 +288,40 @@ def _best(name: str, shares: Mapping[int, FloatArray], exact: Mapping[int, bool]
     if len(fitting) == 1:
         return fitting[0]
     best = min(scores, key=lambda o: (-scores[o], abs(o)))
-    apart = [_standard_errors(shares[best] - shares[o]) for o in scores if o != best]
-    if not fitting and min(apart) >= MARGIN:
+    apart = [shares[best] - shares[o] for o in scores if o != best]
+    if not fitting and all(_clear(differences, bool(unseen)) for differences in apart):
         return best
     raise AlignmentError(
         f"alignment of {name}: found the correlations {Offset(name, None, scores, False)} of "
         f"recorded and simulated spikes at offsets of {min(scores):+d} to {max(scores):+d} steps, "
         "allowed: one offset that fits exactly, or one that is better than all others by "
-        f"{MARGIN:g} standard errors. Look at what is wrong with `nmtool bisect`, or mend the "
-        "target before anything is learned"
+        f"{MARGIN:g} standard errors. {_advice(name, unseen)}"
+    )
+
+
+def _clear(differences: FloatArray, unseen: bool) -> bool:
+    """Whether the best offset is above another one; differences of shape (samples, neurons)."""
+    if _standard_errors(differences.sum(axis=1)) < MARGIN:
+        return False
+    return not unseen or _standard_errors(differences.sum(axis=0)) >= NEURON_MARGIN
+
+
+def _advice(name: str, unseen: tuple[str, ...]) -> str:
+    """What to do about a population that no offset fits."""
+    look = (
+        "ook at what is wrong with `nmtool bisect`, or mend the target before anything is learned"
+    )
+    if not unseen:
+        return f"L{look}"
+    sources = ", ".join(unseen)
+    return (
+        f"Not all of {sources} was measured, which feeds {name}, and its dead or stuck neurons "
+        f"would change every spike of {name}: probe it too (-s finetune.probes=all), or more of it "
+        f"(finetune.probed). If that does not help, l{look}"
     )
 
 
 def _standard_errors(differences: FloatArray) -> float:
-    """How far the mean of the samples is from 0."""
+    """How far the mean of the differences is from 0."""
     error = float(differences.std(ddof=1)) / np.sqrt(differences.size)
     return float(differences.mean()) / error if error else 0.0

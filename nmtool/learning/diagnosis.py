@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import binom
 
 from nmtool.compiler import Program
+from nmtool.errors import AlignmentError
 from nmtool.fixedpoint import BoolArray, FloatArray
 from nmtool.learning.align import Alignment, align, simulated
 from nmtool.learning.board import Board
@@ -99,17 +100,21 @@ class Diagnosis:
         alignment: where its recordings lie.
         sizes: neurons of every population.
         untested: neurons of which nothing can be said: not measured, or nothing makes them spike.
+        silent: neurons that never spiked though spikes were due, beside those found dead.
     """
 
     findings: tuple[Finding, ...]
     alignment: Alignment
     sizes: Mapping[str, int]
     untested: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    silent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def healthy(self) -> dict[str, FloatArray]:
-        """1 for neurons that can learn, 0 for those that are dead, stuck or on a failed core."""
+        """1 for neurons that can learn, 0 for dead, stuck and silent ones and failed cores'."""
         masks = {name: np.ones(size) for name, size in self.sizes.items()}
+        for name, neurons in self.silent.items():
+            masks[name][list(neurons)] = 0.0
         for finding in self.findings:
             if finding.kind == "dead_core":
                 for name, neurons in finding.details["held"].items():
@@ -125,8 +130,8 @@ class Diagnosis:
         return tuple((found["chip"], found["core"]) for found in cores)
 
     def counts(self) -> dict[str, list[int]]:
-        """Dead and stuck neurons of every population; those of failed cores are dead."""
-        found = {name: [0, 0] for name in self.sizes}
+        """Dead and stuck neurons of every population; silent ones and failed cores' are dead."""
+        found = {name: [len(self.silent.get(name, ())), 0] for name in self.sizes}
         for finding in self.findings:
             if finding.kind == "dead_core":
                 for name, neurons in finding.details["held"].items():
@@ -151,19 +156,43 @@ class Diagnosis:
             ],
             "alignment": self.alignment.as_json(),
             "untested": {name: list(neurons) for name, neurons in self.untested.items()},
+            "silent": {name: list(neurons) for name, neurons in self.silent.items()},
             "failed_cores": [list(core) for core in self.failed_cores],
         }
 
     def text(self) -> str:
         """The same for people, one finding a line."""
         lines = [self.alignment.text()]
-        lines += [f"  {finding}" for finding in self.findings] or ["  nothing is wrong"]
+        lines += [f"  {finding}" for finding in self.findings]
+        for name, neurons in self.silent.items():
+            listed = ", ".join(map(str, neurons))
+            lines.append(
+                f"  silent {name} neuron {listed}: never spiked though spikes were due, too few to "
+                "tell a dead neuron; not driven"
+            )
+        lines = lines if len(lines) > 1 else [*lines, "  nothing is wrong"]
         for name, neurons in self.untested.items():
             lines.append(f"  untested: {len(neurons)} of {self.sizes[name]} neurons of {name}")
-        if cores := self.failed_cores:
-            named = ", ".join(f"[{chip}, {core}]" for chip, core in cores)
-            lines.append(f"  compile around the failed cores: -s 'hw.excluded_cores=[{named}]'")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {advice}" for advice in self.advice)])
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to do about failed cores."""
+        if not (cores := self.failed_cores):
+            return ()
+        named = ", ".join(f"[{chip}, {core}]" for chip, core in cores)
+        return (f"compile around the failed cores: -s 'hw.excluded_cores=[{named}]'",)
+
+    def checked(self) -> Alignment:
+        """The alignment with an offset for every population.
+
+        Raises:
+            AlignmentError: there is no such one; says which cores have failed.
+        """
+        try:
+            return self.alignment.checked()
+        except AlignmentError as error:
+            raise AlignmentError("; ".join((str(error), *self.advice))) from None
 
 
 def diagnose(board: Board, seed: int = 0, write: bool = True) -> Diagnosis:
@@ -196,7 +225,8 @@ def diagnose(board: Board, seed: int = 0, write: bool = True) -> Diagnosis:
     findings += _offsets(program, alignment, evidence)
     findings += _incomplete(board, records, inputs.shape[2])
     sizes = {name: program.network.sizes[name] for name in program.order}
-    return Diagnosis(tuple(_merged(findings)), alignment, sizes, untested)
+    silent = _silent(judged, findings)
+    return Diagnosis(tuple(_merged(findings)), alignment, sizes, untested, silent)
 
 
 def _with_random_weights(board: Board, seed: int) -> list[Observed]:
@@ -282,6 +312,27 @@ def _untested(program: Program, judged: Mapping[str, _Judged]) -> dict[str, tupl
     for name in program.order:
         tested = judged[name].tested if name in judged else np.zeros(program.network.sizes[name])
         if neurons := tuple(int(i) for i in np.flatnonzero(~np.asarray(tested, dtype=np.bool_))):
+            found[name] = neurons
+    return found
+
+
+def _silent(
+    judged: Mapping[str, _Judged], findings: Iterable[Finding]
+) -> dict[str, tuple[int, ...]]:
+    """Neurons that never spiked though spikes were due, and that are not found dead."""
+    dead = {(f.population, n) for f in findings if f.kind == "dead" for n in f.neurons}
+    dead |= {
+        (name, n)
+        for f in findings
+        if f.kind == "dead_core"
+        for name, held in f.details["held"].items()
+        for n in held
+    }
+    found: dict[str, tuple[int, ...]] = {}
+    for name, entry in judged.items():
+        tally = entry.evidence.tally
+        quiet = np.flatnonzero((tally.due > 0) & (tally.hits + tally.extra == 0))
+        if neurons := tuple(int(n) for n in quiet if (name, int(n)) not in dead):
             found[name] = neurons
     return found
 

@@ -74,7 +74,7 @@ def examine(board: Board, seed: int, diagnosis: bool) -> Examination:
         return Examination(dict(found.offsets), told=found.text(), spent=board.spent)
     looked = diagnose(board, seed)
     return Examination(
-        dict(looked.alignment.checked().offsets),
+        dict(looked.checked().offsets),
         {name: np.flatnonzero(mask == 0).tolist() for name, mask in looked.healthy.items()},
         looked.counts(),
         looked.as_json(),

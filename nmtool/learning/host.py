@@ -80,8 +80,18 @@ def check_gradients(gradients: Gradients, program: Program) -> None:
     """Check what a rule made.
 
     Raises:
-        ConfigError: of no projection of the program, of another shape, or no finite numbers.
+        ConfigError: no gradients, of no projection of the program, of another shape, or no finite
+            numbers.
     """
+    if not isinstance(gradients, Gradients) or not isinstance(gradients.weights, Mapping):
+        raise ConfigError(
+            f"finetune.rule: found a return value of {_kind(gradients)}, allowed "
+            "nmtool.learning.rule.Gradients(weights, loss) with weights by projection"
+        )
+    if not _finite(gradients.loss) or np.ndim(gradients.loss):
+        raise ConfigError(
+            f"finetune.rule: found the loss {gradients.loss!r}, allowed a finite number"
+        )
     projections = program.network.projections
     for name, gradient in gradients.weights.items():
         if name not in projections:
@@ -93,11 +103,24 @@ def check_gradients(gradients: Gradients, program: Program) -> None:
                 f"finetune.rule: projection {name}: found a gradient of shape "
                 f"{np.shape(gradient)}, allowed {shape}, as the weights"
             )
-        if not np.all(np.isfinite(gradient)):
+        if not _finite(gradient):
             raise ConfigError(
                 f"finetune.rule: projection {name}: found a gradient that is not finite, allowed "
                 "finite numbers"
             )
+
+
+def _kind(gradients: object) -> str:
+    """What a rule returned in place of gradients, by its type."""
+    if isinstance(gradients, Gradients):
+        return f"type Gradients with weights of type {type(gradients.weights).__name__}"
+    return f"type {type(gradients).__name__}"
+
+
+def _finite(values: object) -> bool:
+    """Whether all of it are finite real numbers."""
+    array = np.asarray(values)
+    return array.dtype.kind in "fiu" and bool(np.all(np.isfinite(array)))
 
 
 def _keep_in_range(shadow: FloatArray, format: SynapseFormat) -> None:

@@ -16,6 +16,8 @@ from nmtool.errors import ConfigError, NmtoolError
 from nmtool.layers import from_config
 from nmtool.network import Network
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def build_network(experiment: Experiment, folder: Path) -> Network:
     """The network of ``network.layers``, or what the ``network.entry`` function returns.
@@ -33,7 +35,7 @@ def build_network(experiment: Experiment, folder: Path) -> Network:
             network = make(inputs, classes, experiment.seed)
         except NmtoolError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise entry_failure(
                 "network.entry", experiment.network.entry, "failed", error
             ) from error
@@ -68,7 +70,7 @@ def find_entry(key: str, entry: str, folder: Path) -> Callable[..., Any]:
     sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise entry_failure(key, entry, "cannot be imported", error) from error
     finally:
         sys.path.remove(str(folder))
@@ -79,12 +81,18 @@ def find_entry(key: str, entry: str, folder: Path) -> Callable[..., Any]:
     return made
 
 
-def entry_failure(key: str, entry: str, what: str, error: Exception) -> ConfigError:
-    """What a user's own function did not do, and where."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return ConfigError(
-        f"{key} {entry}: {what} ({type(error).__name__}: {error}; {last.filename}:{last.lineno})"
-    )
+def entry_failure(key: str, entry: str, what: str, error: BaseException) -> ConfigError:
+    """What a user's own function did not do, and the last line of its own where that was."""
+    module = sys.modules.get(entry.partition(":")[0])
+    file = getattr(module, "__file__", None)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not Path(frame.filename).is_relative_to(_PACKAGE)
+    ]
+    own = [frame for frame in frames if frame.filename == file]
+    where = "".join(f"; {f.filename}:{f.lineno} in {f.name}" for f in (own or frames)[-1:])
+    return ConfigError(f"{key} {entry}: {what} ({type(error).__name__}: {error}{where})")
 
 
 def _check_ends(network: Network, n_inputs: int, n_outputs: int) -> None:

@@ -281,7 +281,7 @@ def test_a_chip_file_that_changes_another_is_checked_with_it(nmtool, folder, har
     assert done.code == 3
     assert re.match(r"small\.yaml:5:1: corse: .*did you mean cores\?", done.err)
     done = nmtool("config", "check", "small.yaml", "-s", "corse=2", "-s", "cores=x")
-    assert "small.yaml:1:1: cores: found 'x'" in done.err
+    assert "small.yaml with -s cores: found 'x'" in done.err
 
 
 def test_a_network_that_does_not_fit_ends_with_5_and_a_line_for_each_rule(nmtool, folder):

@@ -63,6 +63,7 @@ def test_passes_that_end_at_different_samples_have_a_table(nmtool, folder):
         (["finetune", "run", "--hw", "reference", "--drift", "rotate:9"], 2, "without --stream"),
         ([*STREAM, "--drift", "rotat:60"], 3, "finetune.stream.drift"),
         ([*STREAM, "--drift", "rotate:far"], 3, "finetune.stream.drift"),
+        ([*STREAM, "--drift", "rotate:"], 3, "-s finetune.stream.drift: found '', allowed"),
         ([*STREAM, "--drift", "rotate:600"], 3, "finetune.stream.drift"),
         ([*STREAM, "-s", "finetune.stream.updates=0"], 3, "finetune.stream.updates"),
     ],

@@ -81,6 +81,37 @@ def test_noise_is_not_aligned(program):
     assert caught.value.exit_code == 8
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_outputs_alone_are_aligned_right_or_not_at_all(program, seed):
+    """What fails in a population that was not measured makes the offset of the next ambiguous."""
+    broken = {"seed": seed, "dead_neurons": 0.15, "stuck_neurons": 0.1}
+    inputs, measured = recorded(program, injected=[{"kind": "output_offset", "by": 1}], **broken)
+    assert align(program, inputs, measured).offsets["output"] == 1
+    alone = {"output": measured["output"]}
+    with pytest.raises(AlignmentError, match=r"Not all of hidden was measured.*probes=all"):
+        align(program, inputs, alone)
+
+
+def test_outputs_alone_suffice_where_a_peak_is_unmistakable(program):
+    fault = {"kind": "output_offset", "by": 2}
+    inputs, measured = recorded(program, injected=[fault], seed=1, spike_loss=0.002)
+    found = align(program, inputs, {"output": measured["output"]})
+    assert not found.exact
+    assert found.offsets == {"output": 2}
+
+
+def test_samples_that_agree_are_not_enough_where_a_source_was_not_measured():
+    """One neuron that a failed source makes late decides nothing."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1e-4, (2, 32, 8))
+    late = np.eye(8)[0] * 0.01
+    shares = {0: noise[0], 1: noise[1] + late}
+    exact = dict.fromkeys(shares, False)
+    assert _best("output", shares, exact) == 1
+    with pytest.raises(AlignmentError, match="hidden was measured"):
+        _best("output", shares, exact, ("hidden",))
+
+
 @pytest.mark.parametrize(
     ("scores", "exact", "best"),
     [
@@ -94,7 +125,9 @@ def test_an_offset_must_stand_out(scores, exact, best):
     """Spikes that look the same four steps later cannot be told from late ones."""
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.002, (3, 32))
-    scores = {o: s / 32 + n - n.mean() for (o, s), n in zip(scores.items(), noise, strict=True)}
+    scores = {
+        o: (s / 32 + n - n.mean())[:, None] for (o, s), n in zip(scores.items(), noise, strict=True)
+    }
     exact = {0: False, 4: False, 1: False, **exact}
     if best is None:
         with pytest.raises(AlignmentError, match=r"\+0 \(0.90\).*better than all"):

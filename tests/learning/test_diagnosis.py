@@ -9,12 +9,13 @@ import pytest
 
 from nmtool.backends import open_session
 from nmtool.backends.emulator import EmulatorBackend
+from nmtool.backends.faults import draw
 from nmtool.chip import load_chip, load_hardware
 from nmtool.compiler import Site, compile_program
-from nmtool.errors import BoardError, FitError
+from nmtool.errors import AlignmentError, BoardError, FitError
 from nmtool.faultmodel import Faults
 from nmtool.learning.board import Board, Probes
-from nmtool.learning.diagnosis import diagnose
+from nmtool.learning.diagnosis import Finding, diagnose
 from nmtool.learning.evidence import Evidence, Hypotheses, Tally
 from nmtool.learning.patterns import drawn_weights, probe_pattern
 from nmtool.measure.equations import Registers, replay
@@ -104,6 +105,38 @@ def test_masks_cores_and_words(example):
     assert found.counts() == {"hidden": [16, 0], "output": [0, 1]}
     assert "-s 'hw.excluded_cores=[[0, 1]]'" in found.text()
     assert found.as_json()["failed_cores"] == [[0, 1]]
+
+
+@pytest.mark.parametrize(("seed", "neuron"), [(0, 11), (1, 26)])
+def test_a_neuron_that_never_answers_is_never_healthy(example, seed, neuron):
+    """Too few spikes were due among many lost ones to tell that it is dead: it is silent."""
+    program = example.make_program(seed)
+    drawn = {"dead_neurons": 0.1, "stuck_neurons": 0.05, "weight_bit_flips": 5e-3}
+    faults = {"seed": seed, "spike_loss": 0.08, **drawn}
+    found = example.look_over(program, faults)
+    dead = draw(program, Faults(**faults)).dead
+    assert neuron in dead["hidden"]
+    named = {n for f in found.findings if f.population == "hidden" for n in f.neurons}
+    assert neuron not in named, "negative control: no finding names it"
+    assert found.silent == {"hidden": (neuron,)}
+    for name, neurons in dead.items():
+        assert not found.healthy[name][list(neurons)].any()
+    listed = sum(f.kind == "dead" for f in found.findings if f.population == "hidden")
+    assert found.counts()["hidden"][0] == listed + 1
+    assert f"silent hidden neuron {neuron}: never spiked though spikes were due" in found.text()
+    assert found.as_json()["silent"] == {"hidden": [neuron]}
+
+
+def test_a_layer_on_failed_cores_alone_stops_with_where_to_go(example):
+    program = example.make_program(SEED)
+    cores = [{"kind": "dead_core", "core": core} for core in range(4)]
+    found = example.look_over(program, {"injected": cores})
+    with pytest.raises(AlignmentError, match=r"no spikes to align.*all their cores have failed"):
+        found.checked()
+    details = {"chip": 0, "core": 3, "held": {}}
+    known = replace(found, findings=(Finding("dead_core", 1.0, "", "", (), details),))
+    with pytest.raises(AlignmentError, match=r"; compile around.*excluded_cores=\[\[0, 3\]\]'$"):
+        known.checked()
 
 
 def test_what_is_not_probed_is_not_judged(example):

@@ -32,8 +32,41 @@ def make(setting):
     assert setting.experiment.name == "small"
     return Hebb(setting.experiment.finetune.scale)
 
+class Wrong:
+    def __init__(self, how):
+        self.how = how
+
+    def gradients(self, twin, batch, learning):
+        return self.how(twin.network.projections["b"].weight.shape)
+
+def raises(shape):
+    return np.ones(3) + np.ones(4)
+
+def leaves(shape):
+    raise SystemExit(3)
+
+def wrong(how):
+    return lambda setting: Wrong(how)
+
+raising, leaving = wrong(raises), wrong(leaves)
+nothing = wrong(lambda shape: None)
+pair = wrong(lambda shape: Gradients([np.ones(shape)], 0.0))
+no_loss = wrong(lambda shape: Gradients({"b": np.ones(shape)}, float("nan")))
+no_number = wrong(lambda shape: Gradients({"b": np.ones(shape)}, "0.5"))
+infinite = wrong(lambda shape: Gradients({"b": np.full(shape, np.inf)}, 0.0))
+words = wrong(lambda shape: Gradients({"b": np.full(shape, "a")}, 0.0))
+ragged = wrong(lambda shape: Gradients({"b": [[1], [1, 2]]}, 0.0))
+elsewhere = wrong(lambda shape: Gradients({"a": np.ones((6, 7))}, 0.0))
+good = wrong(lambda shape: Gradients({"b": np.ones(shape).tolist()}, np.float32(0.5)))
+
+def takes_none():
+    return Wrong(None)
+
 def broken(setting):
     raise ValueError("no luck")
+
+def gone(setting):
+    raise SystemExit(3)
 
 def other(setting):
     return 3
@@ -75,6 +108,8 @@ def test_a_rule_of_ones_own_learns_in_the_loop(study, experiment, own):
     [
         ("{own}:none", "has no function none"),
         ("{own}:broken", r"failed \(ValueError: no luck; .*own_rules_of_a_test.py:"),
+        ("{own}:gone", r"failed \(SystemExit: 3; .*own_rules_of_a_test.py:"),
+        ("{own}:takes_none", r"failed \(TypeError: takes_none\(\) takes 0 .* given\)$"),
         ("{own}:other", "found a return value of type int, allowed one with a method gradients"),
         ("no_such_module_at_all:make", r"cannot be imported \(ModuleNotFoundError"),
     ],
@@ -82,6 +117,35 @@ def test_a_rule_of_ones_own_learns_in_the_loop(study, experiment, own):
 def test_what_is_no_rule_is_said(setting, own, name, message):
     with pytest.raises(ConfigError, match=f"finetune.rule .*{message}"):
         make_rule(name.format(own=own), setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raising", r"gradients failed \(ValueError: operands .*_of_a_test.py:\d+ in raises\)$"),
+        ("leaving", r"gradients failed \(SystemExit: 3; .*_of_a_test.py:\d+ in leaves\)$"),
+        ("nothing", r"gradients: found a return value of type NoneType, allowed .*Gradients\("),
+        ("pair", "gradients: found a return value of type Gradients with weights of type list"),
+        ("no_loss", "gradients: found the loss nan, allowed a finite number"),
+        ("no_number", "gradients: found the loss '0.5', allowed a finite number"),
+        ("infinite", "gradients: projection b: found a gradient that is not finite"),
+        ("words", "gradients: projection b: found a gradient that is not finite"),
+        ("ragged", "gradients: .*inhomogeneous"),
+        ("elsewhere", "gradients: found a gradient of 'a', which goes into hidden, .*: output"),
+    ],
+)
+def test_what_a_rule_of_ones_own_does_wrong_is_its_own(setting, own, name, message):
+    rule = make_rule(f"{own}:{name}", setting)
+    batch = Batch(np.zeros((1, 7, 24), bool), np.zeros(1, np.int64), {})
+    with pytest.raises(ConfigError, match=f"^finetune.rule {own}:{name}: {message}") as caught:
+        rule.gradients(setting.twin, batch, ["output"])
+    assert caught.value.exit_code == 3
+
+
+def test_gradients_of_a_rule_of_ones_own_may_be_lists(setting, own):
+    batch = Batch(np.zeros((1, 7, 24), bool), np.zeros(1, np.int64), {})
+    found = make_rule(f"{own}:good", setting).gradients(setting.twin, batch, ["output"])
+    assert (found.loss, found.weights["b"].dtype) == (0.5, np.float64)
 
 
 @pytest.mark.parametrize("rule", ["dcl", "", "module:", ":make", "a b:c", 3, ["dcll"]])

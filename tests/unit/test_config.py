@@ -60,8 +60,21 @@ def test_the_resolved_config_gives_the_same_experiment():
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
 def test_another_json_file_is_refused(text):
-    with pytest.raises(ConfigError, match=r"f\.json: not a resolved experiment"):
+    with pytest.raises(ConfigError, match=r"f\.json: not a resolved experiment") as caught:
         experiment_from_json(text, "f.json")
+    assert "pydantic" not in str(caught.value)
+
+
+def test_an_empty_experiment_says_what_is_missing():
+    with pytest.raises(ConfigError, match=r"f\.json:1:1: train: found nothing, allowed a value"):
+        experiment_from_json("{}", "f.json")
+
+
+def test_a_rule_that_is_misspelt_gets_the_nearest_match_and_the_override_the_blame():
+    text = refused("finetune.rule=bpt")
+    assert " with -s finetune.rule: found 'bpt', allowed 'dcll'" in text
+    assert text.endswith("did you mean bptt-injected?")
+    assert "did you mean" not in refused("finetune.rule=xyz")
 
 
 @pytest.mark.parametrize(
