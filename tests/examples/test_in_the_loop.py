@@ -101,3 +101,11 @@ def test_rows_are_printed_and_drawn(tmp_path):
     assert text.splitlines()[2].startswith("late_spikes *")
     columns.draw([*rows, *held_out], "title", tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_dcll_learns_what_a_frozen_hidden_layer_cannot(tmp_path):
+    shorter = ["data.delay=8", "finetune.burn_in=16", "data.train=800", "data.test=200"]
+    faster = ["finetune.rounds=8", "finetune.lr=8e-3", "finetune.hidden_lr=6e-3"]
+    bench = columns.Bench.load("delayed_xor_dcll", tmp_path, [*shorter, *faster])
+    assert bench.learned(bench.untrained, "all") >= 0.97
+    assert bench.learned(bench.untrained, "readout") <= 0.80
