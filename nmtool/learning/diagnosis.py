@@ -8,6 +8,7 @@ departs from them gets the fault that explains it best (:mod:`nmtool.learning.hy
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -49,6 +50,9 @@ Kind = Literal[
 
 WRITTEN = 2
 """Runs with random weights, beside the one with the weights that are there."""
+
+LONGER = (1, 4, 16)
+"""How many times the samples of the probe pattern run, in turn, until the offsets are clear."""
 
 CONFIDENT = 0.5
 """Findings below this are told as unexplained."""
@@ -195,6 +199,30 @@ class Diagnosis:
             raise AlignmentError("; ".join((str(error), *self.advice))) from None
 
 
+def probe(board: Board, seed: int) -> tuple[BoolArray, dict[str, Measured], Alignment]:
+    """A probe pattern, what was recorded of it, and where that lies.
+
+    Where no offset stands out, the pattern is run again with more samples.
+
+    Raises:
+        AlignmentError: several offsets fit a population about as well, in the most samples too.
+        UnsupportedError, BoardError: as ``diagnose``.
+    """
+    *some, most = LONGER
+    for times in some:
+        with contextlib.suppress(AlignmentError):
+            return _probed(board, seed, times)
+    return _probed(board, seed, most)
+
+
+def _probed(
+    board: Board, seed: int, times: int
+) -> tuple[BoolArray, dict[str, Measured], Alignment]:
+    inputs = probe_pattern(board.program, seed, times)
+    records = board.run(inputs)
+    return inputs, records, align(board.program, inputs, records)
+
+
 def diagnose(board: Board, seed: int = 0, write: bool = True) -> Diagnosis:
     """Find out what is wrong with the target of a board. Its alignment is found afresh.
 
@@ -209,10 +237,9 @@ def diagnose(board: Board, seed: int = 0, write: bool = True) -> Diagnosis:
         UnsupportedError: the program has another input than one of spikes.
         BoardError: the target failed, or answered something else than was asked.
     """
-    program, inputs = board.program, probe_pattern(board.program, seed)
+    program = board.program
     raw = replace(board, alignment=None, spent=board.spent)
-    records = raw.run(inputs)
-    alignment = align(program, inputs, records)
+    inputs, records, alignment = probe(raw, seed)
     aligned = replace(raw, alignment=alignment)
     runs = [Observed(program, inputs, alignment.apply(records))]
     runs += _with_random_weights(aligned, seed) if write else []

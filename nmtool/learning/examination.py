@@ -16,9 +16,9 @@ from nmtool.fixedpoint import FloatArray, IntArray
 from nmtool.formats.artifacts import removable
 from nmtool.formats.claims import build
 from nmtool.formats.container import read_bytes, write_json
-from nmtool.learning.align import Alignment, align, by_step
+from nmtool.learning.align import Alignment, by_step
 from nmtool.learning.board import Board, Spent
-from nmtool.learning.diagnosis import WRITTEN, diagnose
+from nmtool.learning.diagnosis import WRITTEN, diagnose, probe
 from nmtool.learning.patterns import drawn_weights, probe_pattern
 
 SCHEMA = "nmtool.examination/v1"
@@ -69,8 +69,7 @@ def examine(board: Board, seed: int, diagnosis: bool) -> Examination:
         AlignmentError: recordings cannot be put beside the model's steps.
     """
     if not diagnosis:
-        inputs = probe_pattern(board.program, seed)
-        found = align(board.program, inputs, board.run(inputs)).checked()
+        found = probe(board, seed)[-1].checked()
         return Examination(dict(found.offsets), told=found.text(), spent=board.spent)
     looked = diagnose(board, seed)
     return Examination(

@@ -31,8 +31,10 @@ SPREAD = 0.3
 """Standard deviation of test weights, as a share of the largest."""
 
 
-def probe_pattern(program: Program, seed: int) -> BoolArray:
+def probe_pattern(program: Program, seed: int, times: int = 1) -> BoolArray:
     """Random input spikes, shape (samples, lines, steps), of samples as long as the program's.
+
+    There are ``times`` as many samples as usual.
 
     Raises:
         UnsupportedError: another input than one of spikes.
@@ -44,7 +46,7 @@ def probe_pattern(program: Program, seed: int) -> BoolArray:
             "of spikes to align and diagnose a target with"
         )
     (entrance,) = net.inputs
-    samples = max(2 * len(RATES), -(-NEURON_STEPS // steps))
+    samples = times * max(2 * len(RATES), -(-NEURON_STEPS // steps))
     rng = np.random.default_rng([seed, 7])
     rate = np.resize(RATES, samples)[:, None, None]
     raster = rng.random((samples, net.sizes[entrance], steps)) < rate

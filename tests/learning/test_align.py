@@ -8,6 +8,7 @@ from nmtool.errors import AlignmentError
 from nmtool.faultmodel import Faults
 from nmtool.learning.align import WINDOW, _best, align, shifted, simulated
 from nmtool.learning.board import Board
+from nmtool.learning.diagnosis import probe
 from nmtool.learning.patterns import probe_pattern
 from nmtool.training.injection import Measured
 
@@ -69,6 +70,21 @@ def test_offsets_are_found_through_other_faults(program, seed):
     found = align(program, inputs, measured)
     assert found.offsets == {"hidden": 1, "output": 1}
     assert not found.exact
+
+
+@pytest.mark.parametrize(("spike_loss", "runs"), [(0.0, 1), (0.6, 2), (0.9, 3)])
+def test_more_samples_are_run_where_no_offset_is_clear(program, spike_loss, runs):
+    with EmulatorBackend(Faults(spike_loss=spike_loss, seed=1)).open(program) as session:
+        board = Board(session)
+        if spike_loss < 0.9:
+            inputs, records, found = probe(board, 1)
+            assert found.offsets == {"hidden": 0, "output": 0}
+            assert len(inputs) == len(records["hidden"].spikes)
+            assert len(inputs) == len(probe_pattern(program, 1)) * 4 ** (runs - 1)
+        else:
+            with pytest.raises(AlignmentError, match="5 standard errors"):
+                probe(board, 1)
+        assert board.spent.runs == runs
 
 
 def test_noise_is_not_aligned(program):
