@@ -12,6 +12,10 @@ over samples s, neurons i and the steps t that were recorded; m are measured and
 spikes, and each neuron's mean is taken off, so that stuck and busy neurons say nothing. A step too
 late looks like a worse network and would be learned around; here it is found and taken out.
 
+Where thresholds are not what they should be, neurons spike earlier or later, each by its own. If no
+offset stands out each neuron is therefore given the threshold that fits it best, offset by offset,
+and c is the mean of the correlations of single neurons.
+
 How far the best offset is from the others is told by what single samples add to the correlation.
 Where a source was not measured single neurons must tell it too: what fails in the source moves a
 neuron in all samples alike, which no number of samples averages out.
@@ -42,6 +46,9 @@ where no offset fits exactly."""
 
 NEURON_MARGIN = 3.0
 """The same over neurons, where sources were not measured."""
+
+SCALES = (0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.8)
+"""By what thresholds are multiplied to see whether an offset stands out that does not otherwise."""
 
 Sent = dict[str, IntArray]
 
@@ -224,24 +231,44 @@ def _offset(
 ) -> Offset:
     """Where a population lies; ``unseen`` are its sources that were not measured."""
     shares, exact = dict[int, FloatArray](), dict[int, bool]()
-    for offset, own, predicted in _tried(program, name, sent, measured):
-        known = np.broadcast_to(own.known, own.spikes.shape).swapaxes(1, 2)
-        spikes = own.spikes.swapaxes(1, 2)
+    for offset, spikes, known, predicted in _tried(program, name, sent, measured):
         shares[offset] = _correlation(spikes, predicted, known)
         exact[offset] = bool(np.all((spikes == predicted) | ~known))
-    steps = _best(name, shares, exact, unseen)
+    try:
+        steps = _best(name, shares, exact, unseen)
+    except AlignmentError:
+        shares = _fitted(program, name, sent, measured)
+        steps = _best(name, shares, exact, unseen)
     scores = {offset: float(share.sum()) for offset, share in shares.items()}
     return Offset(name, steps, scores, exact[0 if steps is None else steps])
 
 
-def _tried(
-    program: Program, name: str, sent: Sent, measured: Measured
-) -> Iterator[tuple[int, Measured, BoolArray]]:
-    """Every offset, the recording there, and what the program does with what came from elsewhere.
+def _fitted(program: Program, name: str, sent: Sent, measured: Measured) -> dict[int, FloatArray]:
+    """What each sample and neuron adds to the mean correlation of neurons, at every offset.
 
-    A population that feeds itself is given its own measured spikes, at the offset that is tried.
+    Each neuron has the threshold of ``SCALES`` that fits it best there, for a lower one alone makes
+    it spike earlier.
     """
-    population, bias = program.network.populations[name], biases(program, name, sent)
+    best = dict[int, FloatArray]()
+    for scale in SCALES:
+        for offset, spikes, known, predicted in _tried(program, name, sent, measured, scale):
+            found = _correlations(spikes, predicted, known)
+            kept = best.setdefault(offset, found)
+            better = found.sum(axis=0) > kept.sum(axis=0)
+            best[offset] = np.where(better, found, kept)
+    return best
+
+
+def _tried(
+    program: Program, name: str, sent: Sent, measured: Measured, scale: float = 1.0
+) -> Iterator[tuple[int, BoolArray, BoolArray, BoolArray]]:
+    """Every offset, the recording there, what is known, and what the program does with its input.
+
+    All three have the shape (samples, steps, neurons). ``scale`` multiplies the thresholds. A
+    population that feeds itself is given its own measured spikes, at the offset that is tried.
+    """
+    whole, bias = program.network.populations[name], biases(program, name, sent)
+    population = replace(whole, threshold=round(scale * whole.threshold))
     looped = any(p.source == p.target == name for p in program.network.projections.values())
     predicted = None
     steps = measured.spikes.shape[2]
@@ -251,20 +278,29 @@ def _tried(
             given = {**sent, name: _filled(own, sent[name])} if looped else sent
             arrived = all_arriving(program, name, given)
             predicted = replay(population, arrived, bias).spikes
-        yield offset, own, predicted
+        known = np.broadcast_to(own.known, own.spikes.shape).swapaxes(1, 2)
+        yield offset, own.spikes.swapaxes(1, 2), known, predicted
 
 
 def _correlation(found: BoolArray, predicted: BoolArray, known: BoolArray) -> FloatArray:
     """What each sample and neuron adds to the correlation; 0 where either side is constant."""
-    count = np.maximum(known.sum(axis=(0, 1)), 1)
-
-    def centred(spikes: BoolArray) -> Any:
-        seen = np.where(known, spikes, 0).astype(np.float64)
-        return np.where(known, seen - seen.sum(axis=(0, 1)) / count, 0.0)
-
-    m, p = centred(found), centred(predicted)
+    m, p = _centred(found, known), _centred(predicted, known)
     size = float(np.sqrt((m * m).sum() * (p * p).sum()))
     return np.asarray((m * p).sum(axis=1) / (size or 1.0))
+
+
+def _correlations(found: BoolArray, predicted: BoolArray, known: BoolArray) -> FloatArray:
+    """What each sample and neuron adds to the mean of the correlations of single neurons."""
+    m, p = _centred(found, known), _centred(predicted, known)
+    sizes = np.sqrt((m * m).sum(axis=(0, 1)) * (p * p).sum(axis=(0, 1)))
+    return np.asarray((m * p).sum(axis=1) / np.where(sizes > 0, sizes, 1.0) / sizes.size)
+
+
+def _centred(spikes: BoolArray, known: BoolArray) -> FloatArray:
+    """Spikes less the mean of their neuron, of what is known; 0 elsewhere."""
+    seen = np.where(known, spikes, 0).astype(np.float64)
+    mean = seen.sum(axis=(0, 1)) / np.maximum(known.sum(axis=(0, 1)), 1)
+    return np.where(known, seen - mean, 0.0)
 
 
 def _best(

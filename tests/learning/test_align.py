@@ -72,6 +72,20 @@ def test_offsets_are_found_through_other_faults(program, seed):
     assert not found.exact
 
 
+@pytest.mark.parametrize("seed", [0, 2, 3, 4])
+def test_thresholds_that_differ_do_not_hide_an_offset(small_program, seed, monkeypatch):
+    program = small_program(0, n=(16, 14, 10), bias=False, mean=0.3)
+    inputs = probe_pattern(program, seed)
+    late = [{"kind": "output_offset", "by": 1}]
+    faults = Faults(seed=seed, threshold_spread=0.8, spike_loss=0.3, injected=late)
+    with EmulatorBackend(faults).open(program) as session:
+        measured = Board(session).run(inputs)
+    assert align(program, inputs, measured).offsets == {"hidden": 1, "output": 1}
+    monkeypatch.setattr("nmtool.learning.align.SCALES", (1.0,))
+    with pytest.raises(AlignmentError):
+        align(program, inputs, measured)
+
+
 @pytest.mark.parametrize(("spike_loss", "runs"), [(0.0, 1), (0.6, 2), (0.9, 3)])
 def test_more_samples_are_run_where_no_offset_is_clear(program, spike_loss, runs):
     with EmulatorBackend(Faults(spike_loss=spike_loss, seed=1)).open(program) as session:
